@@ -1,0 +1,86 @@
+"""What can be wanted of tasks: run, stop, describe, remove.
+
+Every face (the control socket, the Python API, later AWS's wire) calls these functions and nothing
+else. They validate, write desire to the store and answer from the store; the runtime makes it true.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Literal
+
+import msgspec
+
+from sandbox.model.task import TaskDefinition, TaskView
+
+
+class RunRequest(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """`definition` is checked as RegisterTaskDefinition and RunTask would check it."""
+
+    definition: TaskDefinition
+    cluster: str = "default"
+    group: str = "sandbox:run"
+    started_by: str | None = None
+    platform_version: str = "LATEST"
+    pull: Literal["missing", "always", "never"] = "missing"
+    platform: str | None = None
+    remove: bool = False
+
+
+class Streams(msgspec.Struct, frozen=True, kw_only=True):
+    """A client's own descriptors for one container: the keeper copies to and from them.
+
+    They are closed when the container has started or the task has ended, whatever happens first.
+    """
+
+    stdin: int | None = None
+    stdout: int | None = None
+    stderr: int | None = None
+    terminal_rows: int = 24
+    terminal_cols: int = 80
+
+
+class Tasks:
+    """Built by `sandbox.agent`; holds no state but the store's."""
+
+    async def run(
+        self,
+        request: RunRequest,
+        *,
+        owner: str | None = None,
+        streams: dict[str, Streams] | None = None,
+        progress: Callable[[str, int, int | None], None] | None = None,
+    ) -> TaskView:
+        """Accept a task; returns once its desire is durable, before anything was started.
+
+        `streams` is keyed by container name. `progress(what, done, total)` is called while the
+        images are pulled, in bytes. Raises ClientException, InvalidParameterException, ApiError.
+        """
+        raise NotImplementedError
+
+    async def stop(self, task: str, *, reason: str | None = None) -> TaskView:
+        """Want the task stopped; returns at once. Stopping a stopped task changes nothing."""
+        raise NotImplementedError
+
+    async def kill(self, task: str, signal: int, *, container: str | None = None) -> None:
+        """Send a signal to a container's first process (the only, or first essential, container)."""
+        raise NotImplementedError
+
+    def find(self, task: str) -> str:
+        """The id for an id, a unique prefix of one, a name or an ARN; NotFound otherwise."""
+        raise NotImplementedError
+
+    def describe(self, task: str) -> TaskView:
+        raise NotImplementedError
+
+    def list(self, *, desired_status: Literal["RUNNING", "STOPPED"] | None = None) -> list[TaskView]:
+        """By creation, oldest first."""
+        raise NotImplementedError
+
+    def watch(self, task: str) -> AsyncIterator[TaskView]:
+        """The task now, and again at each change; ends after STOPPED was yielded."""
+        raise NotImplementedError
+
+    async def remove(self, task: str) -> None:
+        """Forget a stopped task, its log too; InvalidParameterException while it is not stopped."""
+        raise NotImplementedError

@@ -1,0 +1,260 @@
+"""Tasks and their definitions, as ECS describes them and as the store keeps them.
+
+`TaskDefinition` and what it contains carry ECS's member names (camel case on the wire, snake case
+here) and ECS's defaults. They hold what was asked for; `model.fargate` says what Fargate makes of
+it. The running side is split by writer, so that two writers never share a key:
+
+    task/<id>/desired   TaskDesired   written by control only: what shall be
+    task/<id>/known     TaskKnown     written by the task's supervisor only: what is
+
+    PROVISIONING -> PENDING -> ACTIVATING -> RUNNING
+        -> DEACTIVATING -> STOPPING -> DEPROVISIONING -> STOPPED        (it only moves right)
+
+Sizes: cpu in units (1024 = 1 vCPU), memory in MiB, times of definitions in whole seconds, time
+stamps in seconds since the epoch.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Literal
+
+import msgspec
+
+
+class Status(enum.IntEnum):
+    """A task's lastStatus; ordered, and it never goes back."""
+
+    PROVISIONING = 1
+    PENDING = 2
+    ACTIVATING = 3
+    RUNNING = 4
+    DEACTIVATING = 5
+    STOPPING = 6
+    DEPROVISIONING = 7
+    STOPPED = 8
+
+
+class StopCode(enum.StrEnum):
+    TASK_FAILED_TO_START = "TaskFailedToStart"
+    ESSENTIAL_CONTAINER_EXITED = "EssentialContainerExited"
+    USER_INITIATED = "UserInitiated"
+    SERVICE_SCHEDULER_INITIATED = "ServiceSchedulerInitiated"
+    SPOT_INTERRUPTION = "SpotInterruption"
+    TERMINATION_NOTICE = "TerminationNotice"
+    INFRASTRUCTURE_HEALTH = "InfrastructureHealth"
+
+
+class Health(enum.StrEnum):
+    UNKNOWN = "UNKNOWN"
+    HEALTHY = "HEALTHY"
+    UNHEALTHY = "UNHEALTHY"
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """Base of everything here that is stored or sent."""
+
+
+# What is asked for -------------------------------------------------------------------------
+
+
+class KeyValuePair(Record):
+    name: str
+    value: str
+
+
+class PortMapping(Record):
+    container_port: int
+    protocol: Literal["tcp", "udp"] = "tcp"
+    host_port: int | None = None
+
+
+class MountPoint(Record):
+    source_volume: str
+    container_path: str
+    read_only: bool = False
+
+
+class VolumeFrom(Record):
+    source_container: str
+    read_only: bool = False
+
+
+class ContainerDependency(Record):
+    container_name: str
+    condition: Literal["START", "COMPLETE", "SUCCESS", "HEALTHY"]
+
+
+class HealthCheck(Record):
+    """`command` is ["CMD", ...], ["CMD-SHELL", line] or ["NONE"]."""
+
+    command: tuple[str, ...]
+    interval: int = 30
+    timeout: int = 5
+    retries: int = 3
+    start_period: int = 0
+
+
+class Ulimit(Record):
+    name: str
+    soft_limit: int
+    hard_limit: int
+
+
+class SystemControl(Record):
+    namespace: str
+    value: str
+
+
+class RestartPolicy(Record):
+    enabled: bool
+    ignored_exit_codes: tuple[int, ...] = ()
+    restart_attempt_period: int = 300
+
+
+class KernelCapabilities(Record):
+    add: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+
+
+class LinuxParameters(Record):
+    capabilities: KernelCapabilities = KernelCapabilities()
+    init_process_enabled: bool = False
+
+
+class ContainerDefinition(Record):
+    name: str
+    image: str
+    cpu: int = 0
+    memory: int | None = None
+    memory_reservation: int | None = None
+    essential: bool = True
+    entry_point: tuple[str, ...] | None = None
+    command: tuple[str, ...] | None = None
+    environment: tuple[KeyValuePair, ...] = ()
+    working_directory: str | None = None
+    user: str | None = None
+    depends_on: tuple[ContainerDependency, ...] = ()
+    start_timeout: int | None = None
+    stop_timeout: int | None = None
+    health_check: HealthCheck | None = None
+    restart_policy: RestartPolicy | None = None
+    readonly_root_filesystem: bool = False
+    linux_parameters: LinuxParameters = LinuxParameters()
+    ulimits: tuple[Ulimit, ...] = ()
+    system_controls: tuple[SystemControl, ...] = ()
+    mount_points: tuple[MountPoint, ...] = ()
+    volumes_from: tuple[VolumeFrom, ...] = ()
+    port_mappings: tuple[PortMapping, ...] = ()
+    interactive: bool = False
+    pseudo_terminal: bool = False
+
+
+class Volume(Record):
+    """An empty volume of the task; it dies with the task."""
+
+    name: str
+
+
+class TaskDefinition(Record):
+    """`cpu` and `memory` are the normalised integer strings that ECS returns, e.g. "256"."""
+
+    family: str
+    cpu: str
+    memory: str
+    container_definitions: tuple[ContainerDefinition, ...]
+    revision: int = 0
+    volumes: tuple[Volume, ...] = ()
+    pid_mode: Literal["task"] | None = None
+
+
+# What is kept ------------------------------------------------------------------------------
+
+
+class TaskDesired(Record):
+    """Written by control. The row is the intent of every step whose names derive from the id."""
+
+    id: str
+    """32 lower-case hex digits."""
+    cluster: str
+    group: str
+    definition: TaskDefinition
+    desired_status: Literal["RUNNING", "STOPPED"] = "RUNNING"
+    created_at: float
+    id_base: int
+    """First host id of the task's own range of 65536 user and group ids."""
+    platform_version: str = "1.4.0"
+    pull: Literal["missing", "always", "never"] = "missing"
+    platform: str | None = None
+    """The image's os/arch[/variant]; None is the host's."""
+    stop_code: StopCode | None = None
+    stopped_reason: str | None = None
+    """Set with desired_status STOPPED."""
+    stop_requested_at: float | None = None
+    owner: str | None = None
+    """Set while the task must not outlive its client: who that is (a boot id and a pid)."""
+    remove: bool = False
+    """Forget the record as soon as the task is STOPPED (`run --rm`)."""
+    started_by: str | None = None
+
+
+class KeeperIdentity(Record):
+    """How a keeper is found again: a pid alone may have been reused."""
+
+    pid: int
+    start_time: int
+    """Field 22 of /proc/PID/stat, in clock ticks since boot."""
+    init_pid: int
+    init_start_time: int
+
+
+class ContainerKnown(Record):
+    name: str
+    image_digest: str | None = None
+    runtime_id: str | None = None
+    last_status: Literal["PENDING", "RUNNING", "STOPPED"] = "PENDING"
+    keeper: KeeperIdentity | None = None
+    attempt: int = 0
+    """0 for the first start, then one more each time the restart policy starts it again."""
+    started_at: float | None = None
+    finished_at: float | None = None
+    exit_code: int | None = None
+    """Absent: the container never started."""
+    reason: str | None = None
+    health: Health = Health.UNKNOWN
+    health_since: float | None = None
+    health_output: str | None = None
+    lowered: tuple[str, ...] = ()
+    """Defaults that this host could not give in full, one sentence each."""
+
+
+class TaskKnown(Record):
+    """Written by the task's supervisor."""
+
+    id: str
+    last_status: Status = Status.PROVISIONING
+    version: int = 1
+    """Counts the changes that raise an event."""
+    containers: tuple[ContainerKnown, ...] = ()
+    connectivity_at: float | None = None
+    pull_started_at: float | None = None
+    pull_stopped_at: float | None = None
+    started_at: float | None = None
+    stopping_at: float | None = None
+    execution_stopped_at: float | None = None
+    stopped_at: float | None = None
+    stop_code: StopCode | None = None
+    stopped_reason: str | None = None
+    health: Health = Health.UNKNOWN
+
+
+class TaskView(Record):
+    """What describe, ps, inspect and the Python API show: both rows of a task, read together."""
+
+    desired: TaskDesired
+    known: TaskKnown
+    arn: str
+
+    @property
+    def id(self) -> str:
+        return self.desired.id
