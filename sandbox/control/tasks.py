@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 
+from sandbox.model.observed import Event, ExecRequest, LogRecord, TaskStats
 from sandbox.model.task import TaskDefinition, TaskView
 
 
@@ -83,4 +84,53 @@ class Tasks:
 
     async def remove(self, task: str) -> None:
         """Forget a stopped task, its log too; InvalidParameterException while it is not stopped."""
+        raise NotImplementedError
+
+    async def exec(
+        self,
+        task: str,
+        request: ExecRequest,
+        *,
+        streams: Streams,
+        started: Callable[[str], None] | None = None,
+    ) -> int:
+        """Run a command in a running container; returns its exit code (128+n for a signal).
+
+        `started` is told the exec's id, which `resize` takes. Cancelling kills the command.
+        Raises TaskFailed with a text as a shell's when it cannot be started (exit 126 or 127 are
+        `error.exit_code`), InvalidParameterException when the container is not running.
+        """
+        raise NotImplementedError
+
+    async def resize(
+        self, task: str, rows: int, cols: int, *, container: str | None = None, exec_id: str | None = None
+    ) -> None:
+        """Tell a terminal its new size."""
+        raise NotImplementedError
+
+    def logs(
+        self,
+        task: str,
+        *,
+        container: str | None = None,
+        since: float | None = None,
+        tail: int | None = None,
+        follow: bool = False,
+    ) -> AsyncIterator[LogRecord]:
+        """In order of time; `tail` counts records. With `follow` it ends when the task is STOPPED."""
+        raise NotImplementedError
+
+    async def stats(self, task: str) -> TaskStats:
+        raise NotImplementedError
+
+    def events(self, *, after: int | None = None, follow: bool = False) -> AsyncIterator[Event]:
+        """Events of all tasks, oldest first; `after` is a revision, None is from the beginning."""
+        raise NotImplementedError
+
+    async def put(self, task: str, path: str, archive: int, *, container: str | None = None) -> None:
+        """Unpack the tar stream readable at descriptor `archive` into directory `path`."""
+        raise NotImplementedError
+
+    async def get(self, task: str, path: str, archive: int, *, container: str | None = None) -> None:
+        """Write `path` as a tar stream to descriptor `archive`; names start with its last component."""
         raise NotImplementedError
