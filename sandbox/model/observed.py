@@ -7,7 +7,7 @@ import msgspec
 from sandbox.model.task import Record
 
 
-class LogRecord(Record):
+class LogRecord(Record, frozen=True):
     """A chunk as the program wrote it: never split by content, not even at line ends."""
 
     at_ns: int
@@ -18,7 +18,7 @@ class LogRecord(Record):
     data: bytes
 
 
-class ContainerStats(Record):
+class ContainerStats(Record, frozen=True):
     name: str
     cpu_usage_ns: int
     cpu_throttled_periods: int
@@ -30,7 +30,7 @@ class ContainerStats(Record):
     pids: int
 
 
-class TaskStats(Record):
+class TaskStats(Record, frozen=True):
     """Counters since the task started; `total` is the task's own cgroup, the sum of its containers."""
 
     id: str
@@ -39,7 +39,7 @@ class TaskStats(Record):
     containers: tuple[ContainerStats, ...]
 
 
-class Event(Record):
+class Event(Record, frozen=True):
     """One change of a task as the log of the store tells it."""
 
     rev: int
@@ -51,7 +51,7 @@ class Event(Record):
     reason: str | None = None
 
 
-class ExecRequest(Record):
+class ExecRequest(Record, frozen=True):
     """A command in a running container; unset members are those of the container itself."""
 
     command: tuple[str, ...]
