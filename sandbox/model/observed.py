@@ -7,7 +7,7 @@ import msgspec
 from sandbox.model.task import Record
 
 
-class LogRecord(Record, frozen=True):
+class LogRecord(Record, frozen=True, kw_only=True):
     """A chunk as the program wrote it: never split by content, not even at line ends."""
 
     at_ns: int
@@ -18,7 +18,7 @@ class LogRecord(Record, frozen=True):
     data: bytes
 
 
-class ContainerStats(Record, frozen=True):
+class ContainerStats(Record, frozen=True, kw_only=True):
     name: str
     cpu_usage_ns: int
     cpu_throttled_periods: int
@@ -30,7 +30,7 @@ class ContainerStats(Record, frozen=True):
     pids: int
 
 
-class TaskStats(Record, frozen=True):
+class TaskStats(Record, frozen=True, kw_only=True):
     """Counters since the task started; `total` is the task's own cgroup, the sum of its containers."""
 
     id: str
@@ -39,7 +39,7 @@ class TaskStats(Record, frozen=True):
     containers: tuple[ContainerStats, ...]
 
 
-class Event(Record, frozen=True):
+class Event(Record, frozen=True, kw_only=True):
     """One change of a task as the log of the store tells it."""
 
     rev: int
@@ -51,7 +51,7 @@ class Event(Record, frozen=True):
     reason: str | None = None
 
 
-class ExecRequest(Record, frozen=True):
+class ExecRequest(Record, frozen=True, kw_only=True):
     """A command in a running container; unset members are those of the container itself."""
 
     command: tuple[str, ...]

@@ -58,34 +58,34 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_def
 # What is asked for -------------------------------------------------------------------------
 
 
-class KeyValuePair(Record, frozen=True):
+class KeyValuePair(Record, frozen=True, kw_only=True):
     name: str
     value: str
 
 
-class PortMapping(Record, frozen=True):
+class PortMapping(Record, frozen=True, kw_only=True):
     container_port: int
     protocol: Literal["tcp", "udp"] = "tcp"
     host_port: int | None = None
 
 
-class MountPoint(Record, frozen=True):
+class MountPoint(Record, frozen=True, kw_only=True):
     source_volume: str
     container_path: str
     read_only: bool = False
 
 
-class VolumeFrom(Record, frozen=True):
+class VolumeFrom(Record, frozen=True, kw_only=True):
     source_container: str
     read_only: bool = False
 
 
-class ContainerDependency(Record, frozen=True):
+class ContainerDependency(Record, frozen=True, kw_only=True):
     container_name: str
     condition: Literal["START", "COMPLETE", "SUCCESS", "HEALTHY"]
 
 
-class HealthCheck(Record, frozen=True):
+class HealthCheck(Record, frozen=True, kw_only=True):
     """`command` is ["CMD", ...], ["CMD-SHELL", line] or ["NONE"]."""
 
     command: tuple[str, ...]
@@ -95,34 +95,34 @@ class HealthCheck(Record, frozen=True):
     start_period: int = 0
 
 
-class Ulimit(Record, frozen=True):
+class Ulimit(Record, frozen=True, kw_only=True):
     name: str
     soft_limit: int
     hard_limit: int
 
 
-class SystemControl(Record, frozen=True):
+class SystemControl(Record, frozen=True, kw_only=True):
     namespace: str
     value: str
 
 
-class RestartPolicy(Record, frozen=True):
+class RestartPolicy(Record, frozen=True, kw_only=True):
     enabled: bool
     ignored_exit_codes: tuple[int, ...] = ()
     restart_attempt_period: int = 300
 
 
-class KernelCapabilities(Record, frozen=True):
+class KernelCapabilities(Record, frozen=True, kw_only=True):
     add: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
 
 
-class LinuxParameters(Record, frozen=True):
+class LinuxParameters(Record, frozen=True, kw_only=True):
     capabilities: KernelCapabilities = KernelCapabilities()
     init_process_enabled: bool = False
 
 
-class ContainerDefinition(Record, frozen=True):
+class ContainerDefinition(Record, frozen=True, kw_only=True):
     name: str
     image: str
     cpu: int = 0
@@ -150,13 +150,13 @@ class ContainerDefinition(Record, frozen=True):
     pseudo_terminal: bool = False
 
 
-class Volume(Record, frozen=True):
+class Volume(Record, frozen=True, kw_only=True):
     """An empty volume of the task; it dies with the task."""
 
     name: str
 
 
-class TaskDefinition(Record, frozen=True):
+class TaskDefinition(Record, frozen=True, kw_only=True):
     """`cpu` and `memory` are the normalised integer strings that ECS returns, e.g. "256"."""
 
     family: str
@@ -171,7 +171,7 @@ class TaskDefinition(Record, frozen=True):
 # What is kept ------------------------------------------------------------------------------
 
 
-class TaskDesired(Record, frozen=True):
+class TaskDesired(Record, frozen=True, kw_only=True):
     """Written by control. The row is the intent of every step whose names derive from the id."""
 
     id: str
@@ -198,7 +198,7 @@ class TaskDesired(Record, frozen=True):
     started_by: str | None = None
 
 
-class KeeperIdentity(Record, frozen=True):
+class KeeperIdentity(Record, frozen=True, kw_only=True):
     """How a keeper is found again: a pid alone may have been reused."""
 
     pid: int
@@ -208,7 +208,7 @@ class KeeperIdentity(Record, frozen=True):
     init_start_time: int
 
 
-class ContainerKnown(Record, frozen=True):
+class ContainerKnown(Record, frozen=True, kw_only=True):
     name: str
     image_digest: str | None = None
     runtime_id: str | None = None
@@ -228,7 +228,7 @@ class ContainerKnown(Record, frozen=True):
     """Defaults that this host could not give in full, one sentence each."""
 
 
-class TaskKnown(Record, frozen=True):
+class TaskKnown(Record, frozen=True, kw_only=True):
     """Written by the task's supervisor."""
 
     id: str
@@ -248,7 +248,7 @@ class TaskKnown(Record, frozen=True):
     health: Health = Health.UNKNOWN
 
 
-class TaskView(Record, frozen=True):
+class TaskView(Record, frozen=True, kw_only=True):
     """What describe, ps, inspect and the Python API show: both rows of a task, read together."""
 
     desired: TaskDesired

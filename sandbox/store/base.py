@@ -10,7 +10,7 @@ Keys are slash-separated and end without a slash: `task/<id>/desired`. A prefix 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
 
 import msgspec
@@ -46,10 +46,10 @@ class Store(Protocol):
     def get(self, key: str, kind: type[T]) -> Versioned[T] | None:
         """The value at `key`, or None."""
 
-    def list(self, prefix: str, kind: type[T]) -> list[Versioned[T]]:
+    def list(self, prefix: str, kind: type[T]) -> Sequence[Versioned[T]]:
         """All values whose key starts with `prefix`, by key."""
 
-    def keys(self, prefix: str) -> list[str]:
+    def keys(self, prefix: str) -> Sequence[str]:
         """All keys that start with `prefix`, sorted."""
 
     async def txn(
