@@ -9,36 +9,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import Literal
 
-import msgspec
-
 from sandbox.model.observed import Event, ExecRequest, LogRecord, TaskStats
-from sandbox.model.task import TaskDefinition, TaskView
-
-
-class RunRequest(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """`definition` is checked as RegisterTaskDefinition and RunTask would check it."""
-
-    definition: TaskDefinition
-    cluster: str = "default"
-    group: str = "sandbox:run"
-    started_by: str | None = None
-    platform_version: str = "LATEST"
-    pull: Literal["missing", "always", "never"] = "missing"
-    platform: str | None = None
-    remove: bool = False
-
-
-class Streams(msgspec.Struct, frozen=True, kw_only=True):
-    """A client's own descriptors for one container: the keeper copies to and from them.
-
-    They are closed when the container has started or the task has ended, whatever happens first.
-    """
-
-    stdin: int | None = None
-    stdout: int | None = None
-    stderr: int | None = None
-    terminal_rows: int = 24
-    terminal_cols: int = 80
+from sandbox.model.request import RunRequest as RunRequest
+from sandbox.model.request import Streams as Streams
+from sandbox.model.task import TaskView
 
 
 class Tasks:
