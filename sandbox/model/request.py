@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-import msgspec
-
-from sandbox.model.task import TaskDefinition
+from sandbox.model.task import Record, TaskDefinition
 
 
-class RunRequest(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+class RunRequest(Record, frozen=True, kw_only=True):
     """`definition` is checked as RegisterTaskDefinition and RunTask would check it."""
 
     definition: TaskDefinition
@@ -26,10 +24,12 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit
     remove: bool = False
 
 
-class Streams(msgspec.Struct, frozen=True, kw_only=True):
+class Streams(Record, frozen=True, kw_only=True):
     """A client's own descriptors for one container: the keeper copies to and from them.
 
-    They are closed when the container has started or the task has ended, whatever happens first.
+    They belong to the call that takes them, whether it refuses or not. They are closed when the
+    container has started or the task has ended, whatever happens first. On the control socket the
+    three are indexes into the descriptors that travel with the call.
     """
 
     stdin: int | None = None

@@ -1,0 +1,68 @@
+"""Exceptions across the control socket: class to error name and parameters, and back.
+
+An error is named after its class (`io.sandbox.NotFound`), so a client raises what control raised.
+What is not in `sandbox.errors` has no name here: the agent logs it and sends `ServerException`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from sandbox import errors
+from sandbox.errors import SandboxError
+
+INTERFACE = "io.sandbox"
+
+FIELDS: dict[type[SandboxError], tuple[str, ...]] = {
+    errors.KernelError: ("call", "subject", "errno"),
+    errors.Conflict: ("key", "expected", "actual"),
+    errors.RegistryError: ("reference", "message", "status"),
+    errors.TaskFailed: ("cause", "exit_code"),
+}
+"""The arguments, in order, of exceptions that take more than a message."""
+
+
+class Fault(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """Every parameter that an error may have; `message` is always there, for people."""
+
+    message: str = ""
+    call: str | None = None
+    subject: str | None = None
+    errno: int | None = None
+    key: str | None = None
+    expected: int | None = None
+    actual: int | None = None
+    reference: str | None = None
+    status: int | None = None
+    cause: str | None = None
+    exit_code: int | None = None
+
+
+def encode(error: SandboxError) -> tuple[str, Fault]:
+    fields = [name for name in FIELDS.get(type(error), ()) if name != "message"]
+    parameters = {name: getattr(error, name) for name in fields}
+    message = error.message if isinstance(error, errors.RegistryError) else str(error)
+    return f"{INTERFACE}.{type(error).__name__}", Fault(message, **parameters)
+
+
+def decode(name: str, parameters: bytes) -> SandboxError:
+    """The exception to raise; a SandboxError with the name in it when it is none of ours."""
+    kind = _classes().get(name.removeprefix(f"{INTERFACE}."))
+    try:
+        fault = msgspec.json.decode(parameters, type=Fault)
+    except msgspec.DecodeError:
+        kind = None
+    if kind is None:
+        return SandboxError(f"agent answered {name} {parameters[:200].decode(errors='replace')}")
+    return kind(*(getattr(fault, field) for field in FIELDS.get(kind, ("message",))))
+
+
+def _classes() -> dict[str, type[SandboxError]]:
+    def below(kind: type[SandboxError]) -> Iterator[type[SandboxError]]:
+        yield kind
+        for child in kind.__subclasses__():
+            yield from below(child)
+
+    return {kind.__name__: kind for kind in below(SandboxError)}
