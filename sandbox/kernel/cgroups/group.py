@@ -1,0 +1,268 @@
+"""One cgroup: the same verbs whichever hierarchies stand behind it.
+
+A `Cgroup` is a handle to a name, not the thing: descriptors are opened when first needed and
+`close` only lets go of them, so a handle may be used again, made again, or forgotten. Whatever
+ends a cgroup (`kill`, `wait_empty`, `remove`) is content when it is already gone, so an undo may be
+repeated. One thread at a time uses a handle.
+
+    handle at rest 0 descriptors | `directory_fd` 1 | `tasks_fds` one a version 1 hierarchy
+    after `stats` one a file that it reads (5 to 8)
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+import time
+from dataclasses import dataclass
+
+import trio
+
+from sandbox.errors import KernelError
+from sandbox.kernel.cgroups.files import Core, Cpu, CpuV1, CpuV2, Memory, MemoryV1, MemoryV2, Pids
+from sandbox.kernel.cgroups.hierarchies import CONTROLLERS, Branch
+from sandbox.kernel.cgroups.limits import CgroupStats, Limits
+
+GONE = (errno.ENOENT, errno.ENODEV)
+
+FREEZE_AND_KILL_PATIENCE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Branches:
+    """This instance's directory in every hierarchy; a controller's may be `unified` itself."""
+
+    unified: Branch
+    cpu: Branch
+    memory: Branch
+    pids: Branch
+    swap_accounted: bool
+    has_kill: bool
+
+    @property
+    def legacy(self) -> tuple[Branch, ...]:
+        """The version 1 branches, each once: two controllers may be bound to one hierarchy."""
+        found = (self.cpu, self.memory, self.pids)
+        return tuple(dict.fromkeys(branch for branch in found if branch.version == 1))
+
+    @property
+    def unified_controllers(self) -> tuple[str, ...]:
+        return tuple(name for name in CONTROLLERS if getattr(self, name).version == 2)
+
+    def close(self) -> None:
+        for branch in (*self.legacy, self.unified):
+            branch.close()
+
+
+class Cgroup:
+    """See the module. Made by `CgroupTree.create` or `CgroupTree.find`."""
+
+    def __init__(self, branches: Branches, name: str, directory: str) -> None:
+        self.name = name
+        self._branches = branches
+        self._directory = directory
+        self._directory_fd: int | None = None
+        self._tasks_fds: tuple[int, ...] | None = None
+        self._core = Core(branches.unified, directory)
+        self._cpu: Cpu = _cpu(branches, directory)
+        self._memory: Memory = _memory(branches, directory)
+        self._pids = Pids(branches.pids, directory)
+
+    @property
+    def directory_fd(self) -> int:
+        """The version 2 directory, for CLONE_INTO_CGROUP. Valid until `close`."""
+        if self._directory_fd is None:
+            flags = os.O_RDONLY | os.O_DIRECTORY
+            self._directory_fd = self._branches.unified.open(self._directory, flags)
+        return self._directory_fd
+
+    @property
+    def tasks_fds(self) -> tuple[int, ...]:
+        """Each version 1 `tasks`, for writing; the starting child writes "0" to each.
+
+        Empty on pure version 2. Valid until `close`.
+        """
+        if self._tasks_fds is None:
+            path = f"{self._directory}/tasks"
+            legacy = self._branches.legacy
+            self._tasks_fds = tuple(branch.open(path, os.O_WRONLY) for branch in legacy)
+        return self._tasks_fds
+
+    def set(self, limits: Limits) -> None:
+        """Make these the limits, whatever they were."""
+        self._apply(limits, new=False)
+
+    def stats(self) -> CgroupStats:
+        periods, throttled_periods = self._cpu.periods()
+        return CgroupStats(
+            cpu_usage_ns=self._core.cpu_stat["usage_usec"] * 1000,
+            cpu_periods=periods,
+            cpu_throttled_periods=throttled_periods,
+            memory_bytes=self._memory.used(),
+            memory_peak_bytes=self._memory.peak(),
+            memory_max_bytes=self._memory.limit(),
+            oom_kills=self._memory.oom_kills(),
+            pids=self._pids.current,
+        )
+
+    def oom_kills(self) -> int:
+        """Processes that the kernel killed here for want of memory, containers included.
+
+        On version 1 the count of a container goes with the container's cgroup.
+        """
+        return self._memory.oom_kills()
+
+    def pids(self) -> list[int]:
+        """The processes in it and below, as this process sees them. A snapshot."""
+        unified = self._branches.unified
+        below = [f"{self._directory}/{child}" for child in unified.children(self._directory)]
+        return [pid for each in (self._directory, *below) for pid in self._pids_of(each)]
+
+    def populated(self) -> bool:
+        """Is any process in it or below? A cgroup that is gone is not populated."""
+        try:
+            return bool(self._core.events["populated"])
+        except KernelError as error:
+            if error.errno in GONE:
+                return False
+            raise
+
+    def freeze(self) -> None:
+        """Stop every process in it and below, and whatever joins; done when `is_frozen`."""
+        self._core.freeze = True
+
+    def thaw(self) -> None:
+        self._core.freeze = False
+
+    def is_frozen(self) -> bool:
+        return bool(self._core.events["frozen"])
+
+    def kill(self) -> None:
+        """SIGKILL to all in it and below, forks in flight too; `wait_empty` sees it through."""
+        try:
+            if self._branches.has_kill:
+                self._core.kill = True
+            else:
+                self._freeze_and_kill()
+        except KernelError as error:
+            if error.errno not in GONE:
+                raise
+
+    async def wait_empty(self, timeout_s: float) -> bool:
+        """True once no process is left, false when `timeout_s` has passed before that."""
+        with trio.move_on_after(timeout_s):
+            await self._wait_empty()
+        return not self.populated()
+
+    def remove(self) -> None:
+        """Remove it with all below it, in every hierarchy. Busy: tried again, for a quarter second.
+
+        The version 2 directory goes last, so that a cgroup that is half removed is still found.
+        May sleep: not for the event loop unless `populated` said no.
+        """
+        self.close()
+        for branch in (*self._branches.legacy, self._branches.unified):
+            branch.rmdir(self._directory)
+
+    def close(self) -> None:
+        """Let go of every descriptor. The handle stays usable."""
+        for files in (self._core, self._cpu, self._memory, self._pids):
+            files.close()
+        for fd in self._tasks_fds or ():
+            os.close(fd)
+        if self._directory_fd is not None:
+            os.close(self._directory_fd)
+        self._tasks_fds = self._directory_fd = None
+
+    def make(self, limits: Limits) -> None:
+        """Directories in every hierarchy, then limits. For `CgroupTree.create`."""
+        # Version 2 first, as it is removed last: where it is missing, nothing else exists either,
+        # and where it was made now all limits are still the kernel's defaults.
+        new = self._branches.unified.mkdir(self._directory)
+        for branch in self._branches.legacy:
+            branch.mkdir(self._directory)
+        if "/" not in self._directory:
+            enable(self._branches.unified, self._directory, self._branches.unified_controllers)
+        self._apply(limits, new=new)
+
+    def _apply(self, limits: Limits, *, new: bool) -> None:
+        self._cpu.apply(limits, new=new)
+        self._memory.apply(limits, new=new)
+        self._pids.apply(limits, new=new)
+
+    def _pids_of(self, directory: str) -> list[int]:
+        try:
+            text = self._branches.unified.read(f"{directory}/cgroup.procs")
+        except KernelError as error:
+            if error.errno in GONE:
+                return []
+            raise
+        # 0 stands for a process of a PID namespace that is not ours or below ours.
+        return [int(pid) for pid in text.split() if pid != "0"]
+
+    def _freeze_and_kill(self) -> None:
+        """What `cgroup.kill` does, for kernels before 5.14: nothing frozen can fork away."""
+        self.freeze()
+        deadline = time.monotonic() + FREEZE_AND_KILL_PATIENCE_S
+        while self.populated():
+            for pid in self.pids():
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue  # it died between the listing and now
+                except OSError as error:
+                    raise KernelError("kill", str(pid), error.errno or errno.EIO) from error
+            if time.monotonic() > deadline:
+                raise KernelError("kill", self.name, errno.ETIMEDOUT)
+            time.sleep(0.001)
+
+    async def _wait_empty(self) -> None:
+        """`cgroup.events` is readable at any time and *exceptional* after a change.
+
+        trio waits for readable descriptors only; an epoll that watches for the exception is one.
+        The kernel holds a second notification back for up to 10 ms after the first, so a short
+        life would be noticed late: hence the short looks at the beginning.
+        """
+        try:
+            fd = self._branches.unified.open(f"{self._directory}/cgroup.events", os.O_RDONLY)
+        except KernelError as error:
+            if error.errno in GONE:
+                return
+            raise
+        try:
+            with select.epoll() as changes:
+                changes.register(fd, select.EPOLLPRI)
+                pause_s = 0.0005
+                while self._is_populated(fd):
+                    with trio.move_on_after(pause_s):
+                        await trio.lowlevel.wait_readable(changes.fileno())
+                    pause_s = min(2 * pause_s, 1.0)
+        finally:
+            os.close(fd)
+
+    def _is_populated(self, events_fd: int) -> bool:
+        try:
+            return b"populated 1" in os.pread(events_fd, 4096, 0)
+        except OSError as error:
+            if error.errno in GONE:
+                return False
+            raise KernelError("read", f"{self.name}/cgroup.events", error.errno or 0) from error
+
+
+def enable(branch: Branch, directory: str, controllers: tuple[str, ...]) -> None:
+    """Let the children of `directory` ("" for the branch itself) have these controllers."""
+    if controllers:
+        text = " ".join(f"+{controller}" for controller in controllers)
+        branch.write(f"{directory or '.'}/cgroup.subtree_control", text)
+
+
+def _cpu(branches: Branches, directory: str) -> Cpu:
+    version = CpuV2 if branches.cpu.version == 2 else CpuV1
+    return version(branches.cpu, directory)
+
+
+def _memory(branches: Branches, directory: str) -> Memory:
+    version = MemoryV2 if branches.memory.version == 2 else MemoryV1
+    return version(branches.memory, directory, swap_accounted=branches.swap_accounted)

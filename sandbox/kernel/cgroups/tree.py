@@ -1,0 +1,210 @@
+"""All cgroups of one agent: where its tree stands, what is in it, and what the host cannot give."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from sandbox.errors import ConfigError, KernelError
+from sandbox.kernel.cgroups.group import Branches, Cgroup, enable
+from sandbox.kernel.cgroups.hierarchies import (
+    CONTROLLERS,
+    Branch,
+    Chosen,
+    Mount,
+    choose,
+    parse_mountinfo,
+    parse_own_cgroup,
+)
+from sandbox.kernel.cgroups.limits import Limits
+
+NAME = re.compile(r"task-[0-9A-Za-z_-]{1,250}(/[0-9A-Za-z_-]{1,254})?")
+
+# Files of a version 1 directory which a container may be called like. No container's name has a
+# dot, so one dot tells them apart.
+V1_FILES = frozenset({"tasks", "notify_on_release", "release_agent"})
+
+# systemd marks what it has delegated; the first name since version 251, the second for long.
+DELEGATION_MARKS = ("user.delegate", "trusted.delegate")
+
+AGENT_LEAF = "agent"
+
+
+class CgroupTree:
+    """`sandbox-<instance>` in every hierarchy in use."""
+
+    def __init__(self, branches: Branches, *, form: str, degraded: tuple[str, ...]) -> None:
+        self._branches = branches
+        self.form = form
+        """Which hierarchies, and where in them: one line for `doctor`."""
+        self.degraded = degraded
+        """What is enforced in a weaker way here, and why: lines for `doctor`."""
+
+    @classmethod
+    def open(cls, instance: str, *, mounts: Iterable[Mount] | None = None) -> CgroupTree:
+        """Find or make this instance's tree; the same again after a crash.
+
+        Moves this process into the leaf `agent/` where systemd delegated its cgroup to us.
+        ConfigError when the host has no version 2 tree or lacks a controller.
+        """
+        if mounts is None:
+            mounts = parse_mountinfo(Path("/proc/self/mountinfo").read_text())
+        chosen = choose(mounts)
+        place, is_delegated = _place(chosen)
+        with contextlib.ExitStack() as undo:
+            base = Branch(chosen.unified, place)
+            undo.callback(base.close)
+            if is_delegated:
+                _move_into_leaf(base)
+            _enable_missing(base, tuple(name for name in CONTROLLERS if name not in chosen.legacy))
+            branches = _open_branches(chosen, base, f"sandbox-{instance}")
+        form = "delegated by systemd" if is_delegated else "at the root"
+        return cls(
+            branches,
+            form=f"{_kind(chosen)}, {form}: {branches.unified.path}",
+            degraded=_degraded(chosen, branches),
+        )
+
+    def create(self, name: str, limits: Limits) -> Cgroup:
+        """A cgroup with these limits; an existing one is reused and gets them.
+
+        `name` is `task-<id>` or `task-<id>/<container>`; the former must exist for the latter and
+        holds no process itself. A failure leaves what was made for `find(name).remove()`.
+        """
+        group = self._group(name)
+        group.make(limits)
+        return group
+
+    def find(self, name: str) -> Cgroup | None:
+        group = self._group(name)
+        return group if self._branches.unified.has(_directory(name)) else None
+
+    def names(self) -> list[str]:
+        """Every cgroup of this instance, tasks before their containers."""
+        unified = self._branches.unified
+        found = []
+        for task in unified.children("."):
+            found += [task, *(f"{task}/{child}" for child in unified.children(task))]
+        return [name.rstrip(".") for name in found]
+
+    def remove(self) -> None:
+        """Remove the whole tree. KernelError EBUSY while any process is in it."""
+        for branch in (*self._branches.legacy, self._branches.unified):
+            branch.rmdir(f"../{os.path.basename(branch.path)}")
+
+    def close(self) -> None:
+        self._branches.close()
+
+    def _group(self, name: str) -> Cgroup:
+        if not NAME.fullmatch(name):
+            raise KernelError("mkdir", f"cgroup {name!r}", errno.EINVAL)
+        return Cgroup(self._branches, name, _directory(name))
+
+
+def _directory(name: str) -> str:
+    container = name.partition("/")[2]
+    return f"{name}." if container in V1_FILES else name
+
+
+def _place(chosen: Chosen) -> tuple[str, bool]:
+    """The version 2 directory that our tree stands in, and whether systemd delegated it."""
+    own = Path(parse_own_cgroup(Path("/proc/self/cgroup").read_text()))
+    unit = own.parent if own.name == AGENT_LEAF else own
+    path = chosen.unified.path + str(unit).rstrip("/")
+    if str(unit) != "/" and any(_has_mark(path, mark) for mark in DELEGATION_MARKS):
+        return path, True
+    return chosen.unified.path, False
+
+
+def _has_mark(path: str, mark: str) -> bool:
+    try:
+        return os.getxattr(path, mark) == b"1"
+    except OSError:
+        return False
+
+
+def _move_into_leaf(unit: Branch) -> None:
+    """Empty the unit's own cgroup into `agent/`: only then may its children have controllers."""
+    unit.mkdir(AGENT_LEAF)
+    for pid in unit.read("cgroup.procs").split():
+        try:
+            unit.write(f"{AGENT_LEAF}/cgroup.procs", pid)
+        except KernelError as error:
+            if error.errno != errno.ESRCH:  # it ended meanwhile
+                raise
+
+
+def _enable_missing(place: Branch, controllers: tuple[str, ...]) -> None:
+    """Make these controllers available to our tree; those that are enabled are left alone."""
+    if not controllers:
+        return
+    known = place.read("cgroup.controllers").split()
+    for controller in controllers:
+        if controller not in known:
+            raise ConfigError(
+                f"no {controller} controller in {place.path}: enable it on the kernel's command"
+                f" line (cgroup_enable={controller}) or for the unit (Delegate=yes)"
+            )
+    enabled = place.read("cgroup.subtree_control").split()
+    enable(place, "", tuple(name for name in controllers if name not in enabled))
+
+
+def _open_branches(chosen: Chosen, place: Branch, name: str) -> Branches:
+    with contextlib.ExitStack() as undo:
+        place.mkdir(name)
+        unified = Branch(chosen.unified, place.subject(name))
+        undo.callback(unified.close)
+        by_mount: dict[Mount, Branch] = {}
+        for mount in chosen.legacy.values():
+            if mount not in by_mount:
+                by_mount[mount] = _open_legacy(mount, name)
+                undo.callback(by_mount[mount].close)
+        serving = {
+            controller: by_mount[chosen.legacy[controller]]
+            if controller in chosen.legacy
+            else unified
+            for controller in CONTROLLERS
+        }
+        enable(unified, "", tuple(name for name in CONTROLLERS if serving[name] is unified))
+        memory = serving["memory"]
+        swap_file = "memory.memsw.limit_in_bytes" if memory.version == 1 else "memory.swap.max"
+        branches = Branches(
+            unified=unified,
+            cpu=serving["cpu"],
+            memory=memory,
+            pids=serving["pids"],
+            swap_accounted=memory.has(swap_file),
+            has_kill=unified.has("cgroup.kill"),
+        )
+        undo.pop_all()
+        return branches
+
+
+def _open_legacy(mount: Mount, name: str) -> Branch:
+    root = Branch(mount, mount.path)
+    try:
+        root.mkdir(name)
+        return Branch(mount, root.subject(name))
+    finally:
+        root.close()
+
+
+def _kind(chosen: Chosen) -> str:
+    return f"hybrid (v1: {', '.join(_legacy(chosen))})" if chosen.legacy else "cgroup v2"
+
+
+def _legacy(chosen: Chosen) -> list[str]:
+    return [controller for controller in CONTROLLERS if controller in chosen.legacy]
+
+
+def _degraded(chosen: Chosen, branches: Branches) -> tuple[str, ...]:
+    found = [f"{controller} is limited through cgroup v1" for controller in _legacy(chosen)]
+    if not branches.swap_accounted:
+        found.append("swap is not accounted for: tasks are kept out of it by swappiness 0 at most")
+    if not branches.has_kill:
+        found.append("no cgroup.kill (Linux 5.14): tasks are killed by freezing them first")
+    return tuple(found)
