@@ -1,0 +1,325 @@
+"""Start a keeper, find one again, and learn how its container ended.
+
+A keeper is told everything by its program and says three things on its report pipe: started, failed,
+ended. The same is in its status directory, so an agent that was not there can read it. A keeper lives
+on when the agent dies; it holds an flock on `lock` while it lives, and `exit` is renamed into place
+before it leaves. Neither file and no lock means that it was killed: nobody knows how the container
+ended, and what is left of it must be killed by its cgroup.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from sandbox.errors import KernelError
+from sandbox.kernel.program import Program
+from sandbox.model.task import KeeperIdentity
+
+_REPORT: Final = struct.Struct("<IIiIQQ")
+_STARTED, _FAILED, _ENDED = 1, 2, 3
+_ALL_SIGNALS: Final = [s for s in signal.Signals if s not in (signal.SIGKILL, signal.SIGSTOP)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a container's first process ended: a wait status, and when (seconds since the epoch)."""
+
+    status: int
+    at: float
+
+    @property
+    def exit_code(self) -> int:
+        """As ECS shows it: the code, or 128 + n for signal n."""
+        code = os.waitstatus_to_exitcode(self.status)
+        return code if code >= 0 else 128 - code
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """The container never ran: the record that failed and why."""
+
+    record: int
+    errno: int
+    at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lost:
+    """The keeper was killed, or never got as far as its lock."""
+
+
+class StartFailed(KernelError):
+    """A container could not be started; `is_exec` when only the image's own program is at fault."""
+
+    def __init__(self, error: KernelError, *, is_exec: bool) -> None:
+        super().__init__(error.call, error.subject, error.errno)
+        self.is_exec = is_exec
+
+
+def _kernel(call: str, subject: object, error: OSError) -> KernelError:
+    return KernelError(call, str(subject), error.errno or errno.EIO)
+
+
+def start_time(pid: int) -> int | None:
+    """Field 22 of /proc/PID/stat, None when there is no such process."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    return int(text[text.rindex(b")") + 2 :].split()[19])
+
+
+def _open_process(pid: int, started: int) -> int | None:
+    """A pidfd, if that process is still the one that was meant."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    if start_time(pid) == started:
+        return fd
+    os.close(fd)
+    return None
+
+
+def _spawn(binary: Path, descriptors: list[int]) -> int:
+    """posix_spawn with `descriptors` at 3, 4, ...; the keeper closes everything above them."""
+    above = max(descriptors) + 1
+    actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
+        (os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in (0, 1, 2)
+    ]
+    # Twice, because a source may stand where a target shall be.
+    actions += [(os.POSIX_SPAWN_DUP2, fd, above + i) for i, fd in enumerate(descriptors)]
+    actions += [(os.POSIX_SPAWN_DUP2, above + i, 3 + i) for i in range(len(descriptors))]
+    return os.posix_spawn(
+        str(binary),
+        ["sandbox-keeper", str(len(descriptors) - 3)],
+        {},
+        file_actions=actions,
+        setsigmask=[],
+        setsigdef=_ALL_SIGNALS,
+    )
+
+
+class Keeper:
+    """A live keeper. `close` forgets it and leaves it running."""
+
+    def __init__(self, status_dir: Path, identity: KeeperIdentity, report: int | None) -> None:
+        self.status_dir = status_dir
+        self.identity = identity
+        self._report = report
+        self._process = _open_process(identity.pid, identity.start_time)
+        self._init = _open_process(identity.init_pid, identity.init_start_time)
+
+    def signal(self, number: int) -> bool:
+        """Send a signal to the container's first process; False when it has ended."""
+        if self._init is None:
+            return False
+        try:
+            signal.pidfd_send_signal(self._init, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+    @property
+    def init_pidfd(self) -> int | None:
+        """For entering the container; None when it has ended."""
+        return self._init
+
+    @property
+    def process_pidfd(self) -> int | None:
+        return self._process
+
+    async def wait(self) -> Ended | Failed | Lost:
+        """How the container's first process ended. May be called again after a cancellation."""
+        if self._report is not None:
+            return await self._hear_end(self._report)
+        if self._init is not None:
+            await trio.lowlevel.wait_readable(self._init)
+        while (end := read_exit(self.status_dir)) is None and self._is_alive():
+            await trio.sleep(0.002)  # between the death of the process and the keeper's rename
+        return end or read_exit(self.status_dir) or Lost()
+
+    async def _hear_end(self, report: int) -> Ended | Failed | Lost:
+        while True:
+            await trio.lowlevel.wait_readable(report)
+            data = os.read(report, _REPORT.size)
+            if not data:
+                return read_exit(self.status_dir) or Lost()
+            kind, _, value, _, _, at_ns = _REPORT.unpack(data)
+            if kind == _ENDED:
+                return Ended(status=value, at=at_ns / 1e9)
+
+    def _is_alive(self) -> bool:
+        return start_time(self.identity.pid) == self.identity.start_time and not _is_zombie(
+            self.identity.pid
+        )
+
+    async def wait_gone(self) -> None:
+        """Until all output was passed on and synced, and the keeper has left."""
+        if self._process is None:
+            return
+        await trio.lowlevel.wait_readable(self._process)
+        try:
+            os.waitid(os.P_PIDFD, self._process, os.WEXITED)
+        except ChildProcessError:
+            pass  # another agent's child: found again, reaped by whoever inherited it
+
+    def detach(self) -> None:
+        """Close the clients' descriptors; the log goes on."""
+        if self._process is not None:
+            with_suppressed_kill(self._process, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """For a keeper that will not leave; loses what it has not yet logged."""
+        if self._process is not None:
+            with_suppressed_kill(self._process, signal.SIGKILL)
+
+    def close(self) -> None:
+        for fd in (self._report, self._process, self._init):
+            if fd is not None:
+                os.close(fd)
+        self._report = self._process = self._init = None
+
+
+def with_suppressed_kill(pidfd: int, number: int) -> None:
+    try:
+        signal.pidfd_send_signal(pidfd, number)
+    except ProcessLookupError:
+        pass
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return True
+    return text[text.rindex(b")") + 2 :][:1] == b"Z"
+
+
+async def start(program: Program, *, binary: Path, status_dir: Path) -> Keeper:
+    """Start a container; returns once its program runs. `status_dir` is made and must be new.
+
+    Raises StartFailed naming the record. A cancelled caller leaves the keeper running: find it.
+    """
+    with trio.CancelScope(shield=True):
+        pid, report = _launch(program, binary, status_dir)
+        kind, record, value, started, at = await _first_report(report)
+        if kind == _STARTED:
+            identity = KeeperIdentity(
+                pid=pid, start_time=start_time(pid) or 0, init_pid=value, init_start_time=started
+            )
+            return Keeper(status_dir, identity, report)
+        os.close(report)
+        await _reap(pid)
+    if kind == _FAILED:
+        raise StartFailed(program.error(record, value), is_exec=program.is_exec(record))
+    raise StartFailed(KernelError("keeper", str(binary), errno.ECHILD), is_exec=False)
+
+
+def _launch(program: Program, binary: Path, status_dir: Path) -> tuple[int, int]:
+    opened: list[int] = []
+    try:
+        status_dir.mkdir(mode=0o700)
+        opened.append(os.open(status_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        opened.append(program.seal())
+        report, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        opened.append(write_end)
+        status, sealed = opened[0], opened[1]
+        try:
+            return _spawn(binary, [sealed, status, write_end, *program.lent]), report
+        except OSError:
+            os.close(report)
+            raise
+    except OSError as error:
+        raise _kernel("posix_spawn", binary, error) from None
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
+async def _first_report(report: int) -> tuple[int, int, int, int, int]:
+    await trio.lowlevel.wait_readable(report)
+    data = os.read(report, _REPORT.size)
+    if len(data) != _REPORT.size:
+        return 0, 0, 0, 0, 0
+    kind, record, value, _, started, at_ns = _REPORT.unpack(data)
+    return kind, record, value, started, at_ns
+
+
+async def _reap(pid: int) -> None:
+    fd = os.pidfd_open(pid)
+    try:
+        await trio.lowlevel.wait_readable(fd)
+        os.waitid(os.P_PIDFD, fd, os.WEXITED)
+    finally:
+        os.close(fd)
+
+
+def read_exit(status_dir: Path) -> Ended | Failed | None:
+    """What the keeper wrote down, None when there is nothing (yet)."""
+    try:
+        word, record, value, at_ns = (status_dir / "exit").read_text().split()
+    except (OSError, ValueError):
+        return None
+    at = int(at_ns) / 1e9
+    if word == "ended":
+        return Ended(status=int(value), at=at)
+    return Failed(record=int(record), errno=int(value), at=at)
+
+
+def find(status_dir: Path) -> Keeper | Ended | Failed | Lost:
+    """What became of a keeper that an earlier agent started.
+
+    A Lost one can never start late: its lock is taken here and kept until this process ends.
+    """
+    if (end := read_exit(status_dir)) is not None:
+        return end
+    if _take_lock(status_dir):
+        return read_exit(status_dir) or Lost()
+    try:
+        return Keeper(status_dir, _read_identity(status_dir), None)
+    except (OSError, ValueError, KeyError):
+        return Lost()
+
+
+def _take_lock(status_dir: Path) -> bool:
+    try:
+        fd = os.open(status_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return False
+    return True
+
+
+def _read_pid_file(status_dir: Path) -> dict[str, list[int]]:
+    lines = (status_dir / "pid").read_text().splitlines()
+    return {word: [int(n) for n in numbers] for word, *numbers in map(str.split, lines)}
+
+
+def _read_identity(status_dir: Path) -> KeeperIdentity:
+    facts = _read_pid_file(status_dir)
+    (pid, started), (init_pid, init_started) = facts["keeper"], facts["init"]
+    return KeeperIdentity(
+        pid=pid, start_time=started, init_pid=init_pid, init_start_time=init_started
+    )
+
+
+def held_descriptor(keeper: Keeper, what: str) -> int | None:
+    """The number at which the keeper holds its `terminal`, `userns` or `netns`."""
+    try:
+        return _read_pid_file(keeper.status_dir)[what][0]
+    except (OSError, ValueError, KeyError):
+        return None
