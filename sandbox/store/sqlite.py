@@ -75,6 +75,8 @@ _BATCH = 256
 """Transactions in one commit: bounds how long the first of them waits for the last."""
 _PAGE = 64
 """Log entries that a watch reads at a time: bounds what a slow one holds in memory."""
+_HEADER_BYTES = 100
+"""A database file begins with these; SQLite takes a shorter one for an empty database."""
 _WAL_LEFT_BYTES = 4 << 20
 """What a checkpoint may leave of the WAL file after a burst."""
 
@@ -423,7 +425,8 @@ class _Log:
             (free,) = self._db.execute("PRAGMA freelist_count").fetchone()
             (pages,) = self._db.execute("PRAGMA page_count").fetchone()
             if free > pages // 4:
-                self._db.execute(f"PRAGMA incremental_vacuum({free - pages // 4})").fetchall()
+                # It steps once a page and has no columns: execute() would stop after one step.
+                self._db.executescript(f"PRAGMA incremental_vacuum({free - pages // 4})")
 
     def _sync(self, mode: str) -> None:
         if mode != self._synchronous:
@@ -491,8 +494,9 @@ def _create(path: Path) -> None:
 
 def _check(path: Path, db: sqlite3.Connection) -> None:
     """Refuse what is not a whole store of this version; leave the connection in WAL mode."""
-    if path.stat().st_size == 0:
-        raise StoreError(_damaged(path, "it is empty"))
+    size = path.stat().st_size
+    if size < _HEADER_BYTES:
+        raise StoreError(_damaged(path, f"it has {size} bytes"))
     (owner,) = db.execute("PRAGMA application_id").fetchone()
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if owner != _APPLICATION_ID:
