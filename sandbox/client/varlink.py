@@ -13,7 +13,7 @@ def question(call: Call[R]) -> bytes:
     """The message that makes the call."""
     return frames.encode(
         frames.Request(
-            method=calls.method(call),
+            method=calls.name(type(call)),
             parameters=msgspec.Raw(msgspec.json.encode(call)),
             more=isinstance(call, calls.Stream),
         )

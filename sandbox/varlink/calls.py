@@ -188,30 +188,9 @@ class GetArchive(Call[Nothing], frozen=True, kw_only=True):
     container: str | None = None
 
 
-METHODS: dict[str, type[Call[Any]]] = {
-    f"{INTERFACE}.{kind.__name__}": kind
-    for kind in (
-        GetAgent,
-        RunTask,
-        WatchTask,
-        StopTask,
-        KillTask,
-        DescribeTask,
-        ListTasks,
-        RemoveTask,
-        ExecTask,
-        ResizeTerminal,
-        ReadLogs,
-        GetStats,
-        ReadEvents,
-        PutArchive,
-        GetArchive,
-    )
-}
-
-
-def method(call: Call[R]) -> str:
-    return f"{INTERFACE}.{type(call).__name__}"
+def name(kind: type[Call[Any]]) -> str:
+    """The method's full name."""
+    return f"{INTERFACE}.{kind.__name__}"
 
 
 def reply_type(call: Call[R]) -> type[R]:
