@@ -21,6 +21,8 @@ What is on the path of a launch, and what must stay off it:
 - Everything is opened relative to kept descriptors of directories that were checked to lie on a
   cgroup mount. Counters are read again and again through kept descriptors (3 us against 10).
 
+The device policy is attached once, to `sandbox-<instance>`; all below inherit it.
+
 What version 1 cannot do as version 2 does: a child's cpu quota may not exceed its parent's
 (EINVAL); `memory_low` is only the soft limit; no swap means that memory and swap together have the
 limit of memory.

@@ -15,8 +15,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sandbox.errors import ConfigError, KernelError
+from sandbox.kernel import native
 
 CONTROLLERS = ("cpu", "memory", "pids")
+
+MAGIC = {1: native.CGROUP_SUPER_MAGIC, 2: native.CGROUP2_SUPER_MAGIC}
 
 # A cgroup is busy for a moment after its last process was reaped: the kernel drops the dead
 # process's reference later than it wakes the parent.
@@ -27,7 +30,6 @@ REMOVAL_PATIENCE_S = 0.25
 class Mount:
     """One line of mountinfo that is a cgroup file system."""
 
-    id: int
     path: str
     version: int
     controllers: frozenset[str] = frozenset()
@@ -50,10 +52,10 @@ def parse_mountinfo(text: str) -> tuple[Mount, ...]:
         fields, (kind, _, options) = place.split(), origin.split(" ")
         path = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields[4])
         if kind == "cgroup2":
-            mounts.append(Mount(int(fields[0]), path, 2))
+            mounts.append(Mount(path, 2))
         elif kind == "cgroup":
             bound = frozenset(options.split(",")).intersection(CONTROLLERS)
-            mounts.append(Mount(int(fields[0]), path, 1, bound))
+            mounts.append(Mount(path, 1, bound))
     return tuple(mounts)
 
 
@@ -83,16 +85,16 @@ class Branch:
     """One directory of one hierarchy; the names that its methods take are relative to it."""
 
     def __init__(self, mount: Mount, path: str) -> None:
-        """Open `path`, which must lie on `mount` itself and not on something mounted over it."""
+        """Open `path`, which must lie on a cgroup file system of the version that was announced."""
         self.version = mount.version
         self.path = path
         try:
             self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise KernelError("open", path, error.errno or errno.EIO) from error
-        if _mount_id(self.fd) != mount.id:
-            os.close(self.fd)
-            raise KernelError("open", f"{path} (not on the cgroup mount)", errno.EXDEV)
+        if native.fstatfs_magic(self.fd) != MAGIC[mount.version]:
+            self.close()
+            raise KernelError("open", f"{path} (not a cgroup file system)", errno.EINVAL)
 
     def subject(self, name: str) -> str:
         return f"{self.path}/{name}"
@@ -177,11 +179,3 @@ class Branch:
 
     def _failed(self, call: str, name: str, error: OSError) -> KernelError:
         return KernelError(call, self.subject(name), error.errno or errno.EIO)
-
-
-def _mount_id(fd: int) -> int:
-    with open(f"/proc/self/fdinfo/{fd}") as file:
-        for line in file:
-            if line.startswith("mnt_id:"):
-                return int(line[7:])
-    return -1

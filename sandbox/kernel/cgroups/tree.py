@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from sandbox.errors import ConfigError, KernelError
+from sandbox.kernel import native
+from sandbox.kernel.cgroups.devices import device_program
 from sandbox.kernel.cgroups.group import Branches, Cgroup, enable
 from sandbox.kernel.cgroups.hierarchies import (
     CONTROLLERS,
@@ -30,6 +33,8 @@ V1_FILES = frozenset({"tasks", "notify_on_release", "release_agent"})
 
 # systemd marks what it has delegated; the first name since version 251, the second for long.
 DELEGATION_MARKS = ("user.delegate", "trusted.delegate")
+
+DEVICES_MARK = "trusted.sandbox.devices"
 
 AGENT_LEAF = "agent"
 
@@ -66,7 +71,7 @@ class CgroupTree:
         return cls(
             branches,
             form=f"{_kind(chosen)}, {form}: {branches.unified.path}",
-            degraded=_degraded(chosen, branches),
+            degraded=(*_degraded(chosen, branches), *_restrict_devices(branches.unified)),
         )
 
     def create(self, name: str, limits: Limits) -> Cgroup:
@@ -115,16 +120,16 @@ def _place(chosen: Chosen) -> tuple[str, bool]:
     own = Path(parse_own_cgroup(Path("/proc/self/cgroup").read_text()))
     unit = own.parent if own.name == AGENT_LEAF else own
     path = chosen.unified.path + str(unit).rstrip("/")
-    if str(unit) != "/" and any(_has_mark(path, mark) for mark in DELEGATION_MARKS):
+    if str(unit) != "/" and any(_mark(path, mark) == b"1" for mark in DELEGATION_MARKS):
         return path, True
     return chosen.unified.path, False
 
 
-def _has_mark(path: str, mark: str) -> bool:
+def _mark(file: str | int, name: str) -> bytes | None:
     try:
-        return os.getxattr(path, mark) == b"1"
+        return os.getxattr(file, name)
     except OSError:
-        return False
+        return None
 
 
 def _move_into_leaf(unit: Branch) -> None:
@@ -191,6 +196,27 @@ def _open_legacy(mount: Mount, name: str) -> Branch:
         return Branch(mount, root.subject(name))
     finally:
         root.close()
+
+
+def _restrict_devices(tree: Branch) -> tuple[str, ...]:
+    """Attach the device policy above all tasks, so that none has to do it; what failed, in words.
+
+    Attaching adds to what is attached. The mark, set last, tells the next agent that it was done.
+    """
+    program = device_program()
+    mark = hashlib.sha256(program).hexdigest().encode()
+    try:
+        if _mark(tree.fd, DEVICES_MARK) != mark:
+            program_fd = native.bpf_device_program(program)
+            try:
+                native.bpf_attach_cgroup_device(tree.fd, program_fd)
+            finally:
+                os.close(program_fd)
+            with native.raising("setxattr", tree.path):
+                os.setxattr(tree.fd, DEVICES_MARK, mark)
+    except KernelError as error:
+        return (f"no device policy beside /dev: {error}",)
+    return ()
 
 
 def _kind(chosen: Chosen) -> str:
