@@ -40,7 +40,8 @@ class KernelThread:
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
-    @trio.lowlevel.enable_ki_protection  # an interrupt must not fall between handing over and waiting
+    # An interrupt between handing over and waiting would leave nobody for the answer.
+    @trio.lowlevel.enable_ki_protection
     async def run(self, fn: Callable[[*Args], Result], *args: *Args) -> Result:
         """Run `fn(*args)` on the thread; returns or raises what it does."""
         await trio.lowlevel.checkpoint_if_cancelled()
