@@ -1,0 +1,66 @@
+"""Why a pull failed, in the words of ECS.
+
+A task whose image cannot be had stops with `CannotPullContainerError: ...`. On platform 1.4 the
+rest is containerd's own text: `failed to resolve ref` when the name led to no manifest, `failed to
+copy` when content broke off afterwards, each behind the agent's "has been retried N time(s)". The
+counts are those that Fargate shows for these two steps.
+"""
+
+from __future__ import annotations
+
+import errno
+from http import HTTPStatus
+
+from sandbox.errors import ImageError, ImageNotFound, KernelError, RegistryError, SandboxError
+from sandbox.images.reference import AnyReference, Reference, is_loopback
+
+_RESOLVE = "CannotPullContainerError: pull image manifest has been retried 1 time(s)"
+_COPY = "CannotPullContainerError: ref pull has been retried 5 time(s)"
+_DENIED = (
+    "pull access denied, repository does not exist or may require authorization: "
+    "server message: insufficient_scope: authorization failed"
+)
+_MAX_REASON = 1024
+
+
+class TransferError(RegistryError):
+    """A blob of a manifest that was resolved could not be had in full."""
+
+
+def pull_failure_text(error: SandboxError, reference: AnyReference) -> str:
+    """The stoppedReason of a task whose image could not be pulled."""
+    return _text(error, reference)[:_MAX_REASON]
+
+
+def _text(error: SandboxError, reference: AnyReference) -> str:
+    resolve = f"{_RESOLVE}: failed to resolve ref {reference}"
+    match error:
+        case ImageNotFound():
+            return f"{resolve}: not found"
+        case TransferError(message=message):
+            return f"{_COPY}: failed to copy: httpReadSeeker: failed open: {message}"
+        case RegistryError(status=401):
+            return f"{resolve}: {_DENIED}"
+        case RegistryError(status=int() as status) if isinstance(reference, Reference):
+            said = f"{status} {_phrase(status)}"
+            return f"{resolve}: unexpected status from HEAD request to {_url(reference)}: {said}"
+        case RegistryError(message=message) if isinstance(reference, Reference):
+            return f'{resolve}: failed to do request: Head "{_url(reference)}": {message}'
+        case KernelError(errno=errno.ENOSPC):
+            return f"{_COPY}: failed to extract layer: no space left on device"
+        case ImageError():
+            return f"CannotPullContainerError: {error}"
+        case _:
+            return f"{_COPY}: {error}"
+
+
+def _url(reference: Reference) -> str:
+    scheme = "http" if is_loopback(reference.host) else "https"
+    return f"{scheme}://{reference.host}/v2/{reference.path}/manifests/{reference.target}"
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return ""

@@ -1,0 +1,569 @@
+"""Registries over HTTP: OCI's distribution protocol, which is Docker's registry v2.
+
+The only module that imports httpx, and of it only the transport: what a client adds (cookies, proxy
+variables, redirects, netrc) is what must not happen here by itself.
+
+- Plain http only for loopback hosts and those configured insecure. Redirects and token realms are
+  followed by hand: http(s) only, no step down from https, no user information in the URL, never to
+  a link-local or metadata address (checked on the connected peer, so no name leads around it).
+- A 401 answered by the registry itself is met once: with a bearer token from the realm it names, or
+  with basic authentication. Authorization goes only to the origin that asked for it.
+- What may pass by itself (resets, time-outs, 408, 429, 5xx) is tried again with back-off, obeying
+  Retry-After up to a minute. A blob goes on by Range where it broke off; a registry that sends it
+  from the start again has its first part skipped. Whoever hashes the pieces finds out the rest.
+- Every body has a bound, every wait a time-out, every transfer a total one.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import email.utils
+import ipaddress
+import re
+import ssl
+import time
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Hashable,
+    Iterable,
+    Iterator,
+)
+from http import HTTPStatus
+from typing import Any, TypeVar
+
+import httpcore
+import httpx
+import msgspec
+import trio
+
+from sandbox.errors import ImageNotFound, RegistryError
+from sandbox.images import documents
+from sandbox.images.blobs import CHUNK_BYTES, Send
+from sandbox.images.credentials import Credentials
+from sandbox.images.documents import Descriptor
+from sandbox.images.failures import TransferError
+from sandbox.images.reference import Reference, hostname, is_loopback
+from sandbox.images.sources import Document
+
+_ACCEPT = ", ".join(documents.MANIFEST_TYPES + documents.INDEX_TYPES)
+_MAX_REDIRECTS = 10
+_MAX_TOKEN_BYTES = 1 << 20
+_MAX_MESSAGE_BYTES = 1 << 16
+_MAX_RETRY_AFTER_S = 60.0
+_MAX_CONNECTIONS = 16
+_READ_BYTES = 1 << 18
+"""httpcore asks for 64 KiB at a time; the round through h11 costs more than the bytes."""
+_PROGRESS_BYTES = 1 << 20
+"""A try that brought this much was not in vain: the count of failures starts again."""
+_TRANSIENT = (408, 429, 500, 502, 503, 504)
+_REDIRECTS = (301, 302, 303, 307, 308)
+_METADATA = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "169.254.0.0/16",
+        "fe80::/10",
+        "fd00:ec2::/32",  # AWS
+        "100.100.100.200/32",  # Alibaba
+        "168.63.129.16/32",  # Azure
+        "192.0.0.192/32",  # Oracle
+    )
+)
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_CHALLENGE = re.compile(
+    r"""[\s,]*([\w!#$%&'*+.^`|~-]+)(?:\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+)))?"""
+)
+_TOKEN = re.compile(r"[\x21-\x7e]+")
+
+T = TypeVar("T")
+
+
+class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds. `stall` is the longest silence, `total` the longest transfer of one blob."""
+
+    connect: float = 10.0
+    stall: float = 30.0
+    document: float = 120.0
+    total: float = 3600.0
+
+
+class Retries(msgspec.Struct, frozen=True, kw_only=True):
+    """How often a step is tried again, and the first pause, which doubles each time."""
+
+    document: int = 2
+    blob: int = 5
+    pause_s: float = 0.5
+
+
+class RegistryClient:
+    """Connections to all registries; an async context manager."""
+
+    def __init__(
+        self,
+        *,
+        insecure: Collection[str] = (),
+        timeouts: Timeouts = Timeouts(),  # noqa: B008  (frozen)
+        retries: Retries = Retries(),  # noqa: B008
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
+        self.timeouts = timeouts
+        self.retries = retries
+        self._insecure = frozenset(insecure)
+        self._ssl_context = ssl_context
+        self._transport: _Transport | None = None
+
+    async def __aenter__(self) -> RegistryClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            await transport.aclose()
+
+    def source(
+        self, reference: Reference, credentials: Credentials | None = None
+    ) -> RegistrySource:
+        """The image `reference`; asks nothing of the network yet."""
+        return RegistrySource(self, reference, credentials)
+
+    def may_be_plain(self, host: str) -> bool:
+        """Whether `host[:port]` may be spoken to without TLS."""
+        return is_loopback(host) or bool({host, hostname(host)} & self._insecure)
+
+    async def send(self, request: httpx.Request) -> httpx.Response:
+        """One request, one answer, with time-outs; the caller closes the answer."""
+        if self._transport is None:
+            # Made at the first pull: the certificates of the system take 20 ms to load.
+            self._transport = _Transport(self._ssl_context or ssl.create_default_context())
+        timeouts = self.timeouts
+        request.extensions["timeout"] = {
+            "connect": timeouts.connect,
+            "read": timeouts.stall,
+            "write": timeouts.stall,
+            "pool": timeouts.total,
+        }
+        return await self._transport.handle_async_request(request)
+
+
+class RegistrySource:
+    """One repository of one registry, for one user."""
+
+    def __init__(
+        self, client: RegistryClient, reference: Reference, credentials: Credentials | None
+    ) -> None:
+        self._client = client
+        self._reference = reference
+        self._credentials = credentials
+        self._authorization: str | None = None
+        self._login = trio.Lock()
+        plain = client.may_be_plain(reference.host)
+        self._plain = plain
+        self._base = httpx.URL(
+            f"{'http' if plain else 'https'}://{reference.host}/v2/{reference.path}/"
+        )
+
+    @property
+    def origin(self) -> Hashable:
+        return (self._reference.host, self._credentials)
+
+    async def root(self) -> Document:
+        return await self._document(self._reference.target)
+
+    async def document(self, descriptor: Descriptor) -> Document:
+        return await self._document(descriptor.digest)
+
+    async def copy(self, descriptor: Descriptor, send: Send) -> None:
+        transfer = _Transfer(self, descriptor, send)
+        try:
+            with self._deadline(self._client.timeouts.total):
+                await self._retrying(transfer.run, self._client.retries.blob, lambda: transfer.done)
+        except RegistryError as error:
+            message = f"blob {descriptor.short}: {error.message}"
+            raise TransferError(error.reference, message, error.status) from error
+
+    # One step with its retries ---------------------------------------------------------------
+
+    async def _document(self, target: str) -> Document:
+        async def fetch() -> Document:
+            async with self.get(f"manifests/{target}", {"Accept": _ACCEPT}) as response:
+                if response.status_code == HTTPStatus.NOT_FOUND:
+                    raise ImageNotFound(f"{self._reference}: not found")
+                await self.refuse_unless(response, 200)
+                body = await self._bounded(response, documents.MAX_MANIFEST_BYTES)
+                return Document(body=body, content_type=response.headers.get("content-type", ""))
+
+        with self._deadline(self._client.timeouts.document):
+            return await self._retrying(fetch, self._client.retries.document)
+
+    async def _retrying(
+        self, attempt: Callable[[], Awaitable[T]], retries: int, progress: Callable[[], int] = int
+    ) -> T:
+        failures, reached = 0, 0
+        while True:
+            try:
+                return await attempt()
+            except _Transient as transient:
+                if progress() >= reached + _PROGRESS_BYTES:
+                    failures, reached = 0, progress()
+                failures += 1
+                if failures > retries or transient.retry_after > _MAX_RETRY_AFTER_S:
+                    raise transient.error from transient
+                pause = self._client.retries.pause_s * 2 ** (failures - 1)
+                await trio.sleep(max(pause, transient.retry_after))
+
+    @contextlib.contextmanager
+    def _deadline(self, seconds: float) -> Iterator[None]:
+        try:
+            with trio.fail_after(seconds):
+                yield
+        except trio.TooSlowError:
+            raise self.error(f"not complete after {seconds:g} s") from None
+
+    # Requests ----------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def get(self, path: str, headers: dict[str, str]) -> AsyncIterator[httpx.Response]:
+        """The answer to GET `path`, after redirects and, once, after authentication.
+
+        Whatever may pass by itself is raised as _Transient, also from within the block.
+        """
+        try:
+            url = self._base.join(path)
+            shown = self._authorization
+            response = await self._follow(url, headers, shown)
+            if response.status_code == HTTPStatus.UNAUTHORIZED and self._is_ours(response):
+                challenges = response.headers.get_list("www-authenticate")
+                await response.aclose()
+                await self._authenticate(challenges, shown)
+                response = await self._follow(url, headers, self._authorization)
+            try:
+                yield response
+            finally:
+                await response.aclose()
+        except httpx.InvalidURL as error:
+            raise self.error(f"unusable address: {error}") from error
+        except (httpx.UnsupportedProtocol, httpx.LocalProtocolError) as error:
+            raise self.error(_told(error)) from error
+        except httpx.TransportError as error:
+            raise _Transient(self.error(_told(error))) from error
+
+    async def _follow(
+        self, url: httpx.URL, headers: dict[str, str], authorization: str | None
+    ) -> httpx.Response:
+        origin = _origin(url)
+        for _ in range(_MAX_REDIRECTS + 1):
+            sent = dict(headers)
+            if authorization is not None and _origin(url) == origin:
+                sent["Authorization"] = authorization
+            response = await self._send(httpx.Request("GET", url, headers=sent))
+            location = response.headers.get("location")
+            if response.status_code not in _REDIRECTS or location is None:
+                return response
+            await response.aclose()
+            url = self._allowed(url.join(location), "redirect")
+        raise self.error(f"more than {_MAX_REDIRECTS} redirects")
+
+    async def _send(self, request: httpx.Request) -> httpx.Response:
+        request.headers["User-Agent"] = "sandbox"
+        request.headers["Accept-Encoding"] = "identity"
+        response = await self._client.send(request)
+        response.request = request
+        return response
+
+    def _allowed(self, url: httpx.URL, what: str) -> httpx.URL:
+        """`url`, when a stranger may send us there."""
+        if url.scheme not in ("http", "https") or not url.host or url.userinfo:
+            raise self.error(f"{what} to an address that is not plainly http(s)")
+        if url.scheme == "http" and not (self._plain or self._client.may_be_plain(url.host)):
+            raise self.error(f"{what} from https to http ({url.host})")
+        return url
+
+    def _is_ours(self, response: httpx.Response) -> bool:
+        return _origin(response.request.url) == _origin(self._base)
+
+    # Authentication ----------------------------------------------------------------------------
+
+    async def _authenticate(self, challenges: Iterable[str], shown: str | None) -> None:
+        """Get the authorization that the registry asks for, unless a sibling already did."""
+        async with self._login:
+            if self._authorization != shown:
+                return
+            schemes = _parse_challenges(challenges)
+            if "bearer" in schemes:
+                self._authorization = f"Bearer {await self._token(schemes['bearer'])}"
+            elif "basic" in schemes and self._credentials is not None and shown is None:
+                self._authorization = _basic(self._credentials)
+
+    async def _token(self, challenge: dict[str, str]) -> str:
+        try:
+            realm = httpx.URL(challenge.get("realm", ""))
+        except httpx.InvalidURL as error:
+            raise self.error("token realm is not a URL") from error
+        realm = self._allowed(realm, "token realm")
+        scope = challenge.get("scope") or f"repository:{self._reference.path}:pull"
+        query = {"service": challenge.get("service", ""), "scope": scope}
+        credentials = self._credentials
+        if credentials is not None and credentials.identity_token:
+            grant = {"grant_type": "refresh_token", "refresh_token": credentials.identity_token}
+            form = {**query, **grant, "client_id": "sandbox"}
+            response = await self._send(httpx.Request("POST", realm, data=form))
+        else:
+            basic = _basic(credentials) if credentials is not None else None
+            response = await self._follow(realm.copy_merge_params(query), {}, basic)
+        try:
+            await self.refuse_unless(response, 200)
+            body = await self._bounded(response, _MAX_TOKEN_BYTES)
+        finally:
+            await response.aclose()
+        try:
+            answer = msgspec.json.decode(body, type=_TokenAnswer)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise self.error("the answer of the token realm is not acceptable") from error
+        token = answer.token or answer.access_token
+        if not _TOKEN.fullmatch(token):
+            raise self.error("the answer of the token realm holds no usable token")
+        return token
+
+    # Answers -----------------------------------------------------------------------------------
+
+    async def refuse_unless(self, response: httpx.Response, *good: int) -> None:
+        """Raise what an unwanted status means: _Transient, or a RegistryError with the status."""
+        status = response.status_code
+        if status in good:
+            return
+        message = _phrase(status) + await _server_message(response)
+        if status in _TRANSIENT:
+            pause = _retry_after(response.headers.get("retry-after", ""))
+            raise _Transient(self.error(message, status), pause)
+        raise self.error(message, status)
+
+    async def _bounded(self, response: httpx.Response, limit: int) -> bytes:
+        body = bytearray()
+        async for chunk in response.aiter_raw():
+            body += chunk
+            if len(body) > limit:
+                raise self.error(f"answer is larger than {limit} bytes")
+        return bytes(body)
+
+    def error(self, message: str, status: int | None = None) -> RegistryError:
+        return RegistryError(str(self._reference), message, status)
+
+
+class _Transfer:
+    """One blob on its way; remembers across tries how far it came."""
+
+    def __init__(self, source: RegistrySource, descriptor: Descriptor, send: Send) -> None:
+        self._source = source
+        self._descriptor = descriptor
+        self._send = send
+        self.done = 0
+
+    async def run(self) -> None:
+        """One try, from where the last one ended."""
+        blob, size = self._descriptor, self._descriptor.size
+        headers = {"Range": f"bytes={self.done}-"} if self.done else {}
+        async with self._source.get(f"blobs/{blob.digest}", headers) as response:
+            await self._source.refuse_unless(response, 200, 206)
+            position = self._position(response)
+            async for chunk in response.aiter_raw(CHUNK_BYTES):
+                fresh = chunk[max(0, self.done - position) :]
+                position += len(chunk)
+                if position > size:
+                    raise self._source.error(f"longer than its {size} bytes")
+                if fresh:
+                    await self._send(fresh)
+                    self.done += len(fresh)
+        if self.done < size:
+            raise _Transient(self._source.error(f"ended after {self.done} of {size} bytes"))
+
+    def _position(self, response: httpx.Response) -> int:
+        """Where in the blob this answer begins."""
+        if response.status_code == HTTPStatus.OK:
+            return 0
+        content_range = response.headers.get("content-range", "")
+        if not self.done or not content_range.startswith(f"bytes {self.done}-"):
+            raise self._source.error(f"unexpected Content-Range {content_range[:80]!r}")
+        return self.done
+
+
+class _Transient(Exception):
+    """`error`, but trying again may help, not before `retry_after` seconds."""
+
+    def __init__(self, error: RegistryError, retry_after: float = 0.0) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.retry_after = retry_after
+
+
+class _TokenAnswer(msgspec.Struct):
+    token: str = ""
+    access_token: str = ""
+
+
+# Connections -------------------------------------------------------------------------------
+
+
+class _Transport(httpx.AsyncHTTPTransport):
+    """httpx's transport over sockets that look where they are connected to."""
+
+    def __init__(self, ssl_context: ssl.SSLContext) -> None:
+        super().__init__(verify=ssl_context, trust_env=False)
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=ssl_context,
+            max_connections=_MAX_CONNECTIONS,
+            max_keepalive_connections=_MAX_CONNECTIONS,
+            keepalive_expiry=15.0,
+            network_backend=_Backend(),
+        )
+
+
+class _Backend(httpcore.AsyncNetworkBackend):
+    def __init__(self) -> None:
+        self._trio = httpcore.TrioBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        stream = await self._trio.connect_tcp(host, port, timeout, local_address, socket_options)
+        peer = stream.get_extra_info("server_addr")[0]
+        if is_forbidden(peer):
+            await stream.aclose()
+            raise httpcore.UnsupportedProtocol(f"{host} is {peer}, where registries do not live")
+        return _Stream(stream)
+
+    async def sleep(self, seconds: float) -> None:
+        await trio.sleep(seconds)
+
+
+class _Stream(httpcore.AsyncNetworkStream):
+    """A stream that reads in larger pieces."""
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
+        self._stream = stream
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return await self._stream.read(max(max_bytes, _READ_BYTES), timeout)
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        return _Stream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+def is_forbidden(address: str) -> bool:
+    """Whether `address` is link-local or answers with a cloud's metadata, in whatever notation."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.ipv4_mapped is not None:
+            ip = ip.ipv4_mapped
+        elif ip in _NAT64:
+            ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+    return any(ip in network for network in _METADATA)
+
+
+# Headers -----------------------------------------------------------------------------------
+
+
+def _basic(credentials: Credentials) -> str:
+    pair = f"{credentials.username}:{credentials.password}".encode()
+    return f"Basic {base64.b64encode(pair).decode()}"
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int]:
+    return (url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80))
+
+
+def _parse_challenges(headers: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Parameters by scheme; the first challenge of a scheme counts."""
+    schemes: dict[str, dict[str, str]] = {}
+    for header in headers:
+        parameters: dict[str, str] = {}
+        for word in _CHALLENGE.finditer(header):
+            name, quoted, bare = word[1].lower(), word[2], word[3]
+            if quoted is None and bare is None:
+                parameters = {}
+                schemes.setdefault(name, parameters)
+            else:
+                value = bare if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
+                parameters.setdefault(name, value)
+    return schemes
+
+
+def _retry_after(header: str) -> float:
+    """Seconds, or the time until a date; 0 when it says nothing."""
+    if re.fullmatch("[0-9]{1,9}", header, re.ASCII):
+        return float(header)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+
+
+async def _server_message(response: httpx.Response) -> str:
+    """What the registry wrote about its refusal, as one line."""
+    body = bytearray()
+    async for chunk in response.aiter_raw():
+        body += chunk
+        if len(body) > _MAX_MESSAGE_BYTES:
+            return ""
+    try:
+        errors = msgspec.json.decode(bytes(body), type=_Errors).errors
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
+    texts = [f"{error.code.lower()}: {error.message}" for error in errors[:3]]
+    line = "".join(c if c.isprintable() else " " for c in ", ".join(texts))
+    return f" - Server message: {line[:300]}" if line else ""
+
+
+class _ErrorEntry(msgspec.Struct):
+    code: str = ""
+    message: str = ""
+
+
+class _Errors(msgspec.Struct):
+    errors: list[_ErrorEntry] = []
+
+
+def _phrase(status: int) -> str:
+    try:
+        return f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return str(status)
+
+
+def _told(error: Exception) -> str:
+    """A transport's exception in a few words; the operating system's own where there are some."""
+    cause: BaseException | None = error
+    while cause is not None:
+        while isinstance(cause, BaseExceptionGroup):
+            cause = cause.exceptions[0]
+        if isinstance(cause, OSError) and cause.errno is not None and cause.strerror:
+            return cause.strerror.lower()
+        cause = cause.__cause__ or cause.__context__
+    match error:
+        case httpx.ConnectTimeout():
+            return "no connection: time-out"
+        case httpx.ReadTimeout():
+            return "no answer: time-out"
+        case _:
+            return " ".join(str(error).split())[:200] or type(error).__name__
