@@ -114,7 +114,8 @@ def overlay_takes_descriptors() -> bool:
         try:
             native.fsconfig_fd(context, "lowerdir+", root)
         except KernelError as error:
-            if error.errno == errno.EINVAL:
+            # EOPNOTSUPP before overlay spoke the new API (6.5), then EINVAL for not being a name.
+            if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
                 return False
             raise
         return True
