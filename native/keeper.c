@@ -158,6 +158,18 @@ static int start(struct streams *streams, int *init) {
   return 1;
 }
 
+/* What only the start needed: a mount held here would outlive the container's own namespace. */
+static void let_go(void) {
+  for (uint32_t i = 0; i < program.count; i++)
+    switch (program.record[i].op) {
+    case OP_ROOT:
+    case OP_BIND:
+    case OP_CGROUP:
+    case OP_TASKS:
+    case OP_JOIN: close((int)program.record[i].n[0]);
+    }
+}
+
 /* 1 when the container's first process has been reaped now. */
 static int reap(int init) {
   int status;
@@ -207,6 +219,7 @@ static int keep(unsigned descriptors) {
   if (!start(&streams, &init)) return 1;
   uint64_t init_start = start_time_of(init);
   streams_started(&streams);
+  let_go();
   write_pids(init, init_start, streams.terminal);
   report(REPORT_STARTED, 0, init, init_start);
   tend(&streams, signals, init);

@@ -40,7 +40,7 @@
   X(CGROUP, 10, "u", A)     /* v2 directory: the clone starts in it */                             \
   X(TASKS, 11, "u", A)      /* v1 tasks file: the clone writes itself into it */                   \
   X(OOM_SCORE, 12, "u", A)  /* oom_score_adj, 0..1000 */                                           \
-  X(RLIMIT, 13, "uUU", A)   /* resource, soft, hard: raised by A, set exactly by B */              \
+  X(RLIMIT, 13, "uUU", B)   /* resource, soft, hard: A raises the hard limit first */              \
   X(USERNS, 14, "u", A)     /* enter, and become its uid and gid 0 */                              \
   X(NETNS, 15, "u", A)                                                                             \
   X(PIDNS, 16, "u", A)      /* share this pid namespace instead of a new one */                    \

@@ -41,9 +41,11 @@ static void write_self(const struct child *c, const char *path, const char *text
   close(fd);
 }
 
-/* A hard limit can be raised only by the host's root, so A raises it; B sets both as asked. */
+/* A hard limit can be raised only by the host's root, so A does it first of all; B sets both as
+ * asked, last of all, because a small one would be in the way of what comes before. */
 static int raise_limit(const struct record *r) {
   struct rlimit now;
+  if (r->op != OP_RLIMIT) return 0;
   if (getrlimit((int)r->n[0], &now)) return -1;
   if (now.rlim_max >= r->n[2]) return 0;
   now.rlim_max = r->n[2];
@@ -75,7 +77,6 @@ static void enter(struct child *c, const struct record *r) {
     snprintf(text, sizeof text, "%u", (unsigned)r->n[0]);
     write_self(c, "/proc/self/oom_score_adj", text);
     break;
-  case OP_RLIMIT: failed = raise_limit(r); break;
   case OP_USERNS: failed = become_root_of((int)r->n[0]); break;
   case OP_NETNS: failed = setns((int)r->n[0], CLONE_NEWNET); break;
   case OP_PIDNS: failed = setns((int)r->n[0], CLONE_NEWPID); break;
@@ -104,6 +105,8 @@ _Noreturn void child_run(const struct program *program, const struct child_fds *
   umask(022);
   setpriority(PRIO_PROCESS, 0, 0);
   setsid();
+  for (c.index = 0; c.index < program->count; c.index++)
+    if (raise_limit(&program->record[c.index])) child_fail(&c, errno);
   for (c.index = 0; c.index < program->count; c.index++) enter(&c, &program->record[c.index]);
   /* The records that need the agent's descriptors in A are done; those of B are mounts. */
   int pid = sys_clone3(CLONE_PARENT | namespaces_of_b(program), -1, 0);

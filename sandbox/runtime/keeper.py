@@ -9,6 +9,7 @@ ended, and what is left of it must be killed by its cgroup.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -168,20 +169,19 @@ class Keeper:
         if self._process is None:
             return
         await trio.lowlevel.wait_readable(self._process)
-        try:
+        # Found again it is another agent's child, which whoever inherited it reaps.
+        with contextlib.suppress(ChildProcessError):
             os.waitid(os.P_PIDFD, self._process, os.WEXITED)
-        except ChildProcessError:
-            pass  # another agent's child: found again, reaped by whoever inherited it
 
     def detach(self) -> None:
         """Close the clients' descriptors; the log goes on."""
         if self._process is not None:
-            with_suppressed_kill(self._process, signal.SIGTERM)
+            _send(self._process, signal.SIGTERM)
 
     def kill(self) -> None:
         """For a keeper that will not leave; loses what it has not yet logged."""
         if self._process is not None:
-            with_suppressed_kill(self._process, signal.SIGKILL)
+            _send(self._process, signal.SIGKILL)
 
     def close(self) -> None:
         for fd in (self._report, self._process, self._init):
@@ -190,11 +190,9 @@ class Keeper:
         self._report = self._process = self._init = None
 
 
-def with_suppressed_kill(pidfd: int, number: int) -> None:
-    try:
+def _send(pidfd: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(pidfd, number)
-    except ProcessLookupError:
-        pass
 
 
 def _is_zombie(pid: int) -> bool:
@@ -212,7 +210,7 @@ async def start(program: Program, *, binary: Path, status_dir: Path) -> Keeper:
     """
     with trio.CancelScope(shield=True):
         pid, report = _launch(program, binary, status_dir)
-        kind, record, value, started, at = await _first_report(report)
+        kind, record, value, started = await _first_report(report)
         if kind == _STARTED:
             identity = KeeperIdentity(
                 pid=pid, start_time=start_time(pid) or 0, init_pid=value, init_start_time=started
@@ -246,13 +244,13 @@ def _launch(program: Program, binary: Path, status_dir: Path) -> tuple[int, int]
             os.close(fd)
 
 
-async def _first_report(report: int) -> tuple[int, int, int, int, int]:
+async def _first_report(report: int) -> tuple[int, int, int, int]:
     await trio.lowlevel.wait_readable(report)
     data = os.read(report, _REPORT.size)
     if len(data) != _REPORT.size:
-        return 0, 0, 0, 0, 0
-    kind, record, value, _, started, at_ns = _REPORT.unpack(data)
-    return kind, record, value, started, at_ns
+        return 0, 0, 0, 0
+    kind, record, value, _, started, _ = _REPORT.unpack(data)
+    return kind, record, value, started
 
 
 async def _reap(pid: int) -> None:
