@@ -260,7 +260,7 @@ def read(descriptor: int) -> bytes | None:
 
 
 def reap() -> list[tuple[int, int]]:
-    ended = []
+    ended: list[tuple[int, int]] = []
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
