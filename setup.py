@@ -21,7 +21,7 @@ class BuildPrograms(build_py):
 
     def run(self) -> None:
         subprocess.run(
-            [HERE / "scripts" / "native", "keeper", "unpack", "seccomp"],
+            [HERE / "scripts" / "native", "keeper", "slot", "unpack", "seccomp"],
             env={**os.environ, "PYTHON": sys.executable},
             check=True,
         )
