@@ -7,10 +7,10 @@
  * struct report and, with SCM_RIGHTS, the user and the network namespace. The first failure is
  * reported as a packet without descriptors and ends the program with status 1.
  *
- * The network namespace must be unshared by a process that is already in the user namespace: one
- * owned by the initial user namespace would refuse the task raw sockets, sysfs and port 80. Only a
- * process outside may write an id map of 65536, hence two processes a slot: the child is cloned
- * into the user namespace, waits until the parent has mapped it, and does the rest. */
+ * The network namespace must be unshared by a process in the user namespace: one owned by the
+ * initial user namespace would refuse the task raw sockets, sysfs and port 80. Only a process
+ * outside may write an id map of 65536. Hence two processes a slot: the child is cloned into the
+ * user namespace, waits until the parent has mapped it, and does the rest. */
 
 #define _GNU_SOURCE
 #include <errno.h>
@@ -68,7 +68,6 @@ static void set_lo_up(void) {
 
     if (fd < 0 || ioctl(fd, SIOCSIFFLAGS, &request) < 0)
         fail("SIOCSIFFLAGS", "lo");
-    close(fd);
 }
 
 static void set_sysctl(const char *argument) {
@@ -124,8 +123,7 @@ static void make_slot(char **sysctls) {
 
     if (pipe(mapped) < 0)
         fail("pipe", "mapped");
-    child = syscall(SYS_clone, CLONE_NEWUSER | SIGCHLD, 0, 0, 0, 0);
-    if (child < 0)
+    if ((child = syscall(SYS_clone, CLONE_NEWUSER | SIGCHLD, 0, 0, 0, 0)) < 0)
         fail("clone", "CLONE_NEWUSER");
     if (child == 0) {
         close(mapped[1]);
@@ -134,19 +132,18 @@ static void make_slot(char **sysctls) {
     close(mapped[0]);
     map_ids(child, "uid_map");
     map_ids(child, "gid_map");
-    if (write(mapped[1], "", 1) != 1)
+    if (write(mapped[1], "", 1) != 1 || close(mapped[1]) < 0)
         fail("write", "mapped");
-    close(mapped[1]);
     if (waitpid(child, &status, 0) != child || status != 0)
         _exit(1); /* the child reported, or was killed: then the socket's end says so */
 }
 
 int main(int argc, char **argv) {
     for (int i = 1; i < argc; i++) {
-        if (strchr(argv[i], '='))
-            continue;
-        first_id = (uint32_t)strtoul(argv[i], NULL, 10);
-        make_slot(argv + 1);
+        if (!strchr(argv[i], '=')) {
+            first_id = (uint32_t)strtoul(argv[i], NULL, 10);
+            make_slot(argv + 1);
+        }
     }
     return 0;
 }

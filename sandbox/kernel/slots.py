@@ -1,0 +1,210 @@
+"""Slots: a user namespace with its own range of ids and the network namespace inside it.
+
+A task needs both before its first process exists, and they cost 0.6 ms, most of it in the network
+namespace: so `SlotPool` keeps some ready and refills behind the request. A slot goes whole to one
+task and is never used again; its descriptors are all that holds it, nothing is pinned by a mount.
+
+The static program `slot` (native/slot.c) makes them, because an id map must be written by a
+process outside the new namespace and Python must not be forked. It is spawned once for a batch and
+hands each slot over a socket; its network namespace has `lo` up and the sysctls below.
+
+What it does not do: choose ids (`kernel.idranges` does), make interfaces (the network layer does).
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import signal
+import socket
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from sandbox.errors import KernelError
+from sandbox.kernel.native import raising
+
+PROGRAM = Path(__file__).resolve().parents[1] / "_bin" / "slot"
+
+SYSCTLS = (
+    # As Docker does: ping without raw sockets, and port 80 without a capability.
+    "net/ipv4/ping_group_range=0 65535",
+    "net/ipv4/ip_unprivileged_port_start=0",
+    # The kernel accepts redirects if either says so, hence both; "default" is what eth0 will get.
+    "net/ipv4/conf/all/accept_redirects=0",
+    "net/ipv4/conf/default/accept_redirects=0",
+    "net/ipv4/ip_forward=0",
+    "net/ipv6/conf/all/accept_redirects=0",
+    "net/ipv6/conf/default/accept_redirects=0",
+    # Addresses and routes are the agent's to give, not a router advertisement's.
+    "net/ipv6/conf/all/accept_ra=0",
+    "net/ipv6/conf/default/accept_ra=0",
+    "net/ipv6/conf/all/forwarding=0",
+)
+
+_SOCKET = 3
+_REPORT = struct.Struct("=Ii56s")
+_RETRY_S = (1, 30)
+"""A refill that failed is tried again after the first, doubling up to the second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Whoever has it closes it. Ids `id_base` to `id_base + 65535` are 0 to 65535 inside."""
+
+    userns_fd: int
+    netns_fd: int
+    id_base: int
+
+    def close(self) -> None:
+        os.close(self.userns_fd)
+        os.close(self.netns_fd)
+
+
+async def make(
+    ranges: Sequence[int], *, sysctls: Sequence[str] = SYSCTLS, program: Path = PROGRAM
+) -> list[Slot]:
+    """One slot for each first id, in order; all of them or KernelError and none."""
+    slots: list[Slot] = []
+    with ExitStack() as undo:
+        undo.callback(lambda: _close_all(slots))
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours:
+            with theirs:
+                pid = _spawn(program, theirs.fileno(), [*map(str, ranges), *_present(sysctls)])
+            try:
+                ours.setblocking(False)
+                while (slot := await _receive(ours)) is not None:
+                    slots.append(slot)
+            finally:
+                # At the end of the stream it is already gone, or a moment from it.
+                _end(pid)
+        if len(slots) != len(ranges):
+            raise KernelError("slot", f"ended after {len(slots)} of {len(ranges)}", errno.ECHILD)
+        undo.pop_all()
+    return slots
+
+
+def _present(sysctls: Iterable[str]) -> list[str]:
+    """Without those of an IP version that the kernel was built or booted without."""
+    return [s for s in sysctls if os.path.exists(f"/proc/sys/{s.partition('=')[0]}")]
+
+
+def _spawn(program: Path, fd: int, arguments: Sequence[str]) -> int:
+    with raising("posix_spawn", str(program)):
+        return os.posix_spawn(
+            program,
+            [str(program), *arguments],
+            {},
+            file_actions=[(os.POSIX_SPAWN_DUP2, fd, _SOCKET)],
+            setsigmask=(),
+            setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),
+        )
+
+
+async def _receive(ours: socket.socket) -> Slot | None:
+    """The next slot, None at the end; KernelError when the program reports a failure."""
+    await trio.lowlevel.wait_readable(ours)
+    with raising("recvmsg", "slot"):
+        data, fds, _, _ = socket.recv_fds(ours, _REPORT.size, 2, socket.MSG_CMSG_CLOEXEC)
+    if not data:
+        return None
+    id_base, error, call = _REPORT.unpack(data)
+    if error:
+        name, _, subject = call.rstrip(b"\0").decode().partition(" ")
+        raise KernelError(name, f"{subject} for ids {id_base}", error)
+    return Slot(userns_fd=fds[0], netns_fd=fds[1], id_base=id_base)
+
+
+def _end(pid: int) -> None:
+    """Kill and reap: its child, if any, sees the end of its pipe and ends too."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def _close_all(slots: Iterable[Slot]) -> None:
+    for slot in slots:
+        slot.close()
+
+
+class SlotPool:
+    """Keeps `size` slots ready. `claim` gives a free range, `release` takes back an unused one."""
+
+    def __init__(
+        self,
+        size: int,
+        claim: Callable[[], int],
+        release: Callable[[int], None],
+        *,
+        sysctls: Sequence[str] = SYSCTLS,
+        program: Path = PROGRAM,
+    ) -> None:
+        self._size = size
+        self._claim = claim
+        self._release = release
+        self._sysctls = sysctls
+        self._program = program
+        self._ready: list[Slot] = []
+        self._taken = trio.Event()
+
+    @property
+    def ready(self) -> int:
+        return len(self._ready)
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Refill until cancelled, then give back what is ready. Started once the pool is full.
+
+        A refill that fails is only tried again later: `take` on an empty pool makes its own slot,
+        so whoever needs one gets the error itself.
+        """
+        delay: float = _RETRY_S[0]
+        try:
+            while True:
+                self._taken = trio.Event()
+                try:
+                    await self._refill()
+                except KernelError:
+                    timeout, delay = delay, min(delay * 2, _RETRY_S[1])
+                else:
+                    timeout, delay = math.inf, _RETRY_S[0]
+                task_status.started()
+                task_status = trio.TASK_STATUS_IGNORED
+                with trio.move_on_after(timeout):
+                    await self._taken.wait()
+        finally:
+            self.close()
+
+    async def take(self) -> Slot:
+        """A slot for one task; immediate when one is ready. Its range stays claimed."""
+        await trio.lowlevel.checkpoint()  # before the pop: a cancelled caller would lose the slot
+        if not self._ready:
+            return (await self._make(1))[0]
+        self._taken.set()
+        return self._ready.pop(0)
+
+    def close(self) -> None:
+        """Drop what is ready and release its ranges."""
+        while self._ready:
+            slot = self._ready.pop()
+            slot.close()
+            self._release(slot.id_base)
+
+    async def _refill(self) -> None:
+        if missing := self._size - len(self._ready):
+            self._ready += await self._make(missing)
+
+    async def _make(self, count: int) -> list[Slot]:
+        claimed: list[int] = []
+        try:
+            while len(claimed) < count:
+                claimed.append(self._claim())
+            return await make(claimed, sysctls=self._sysctls, program=self._program)
+        except BaseException:
+            for id_base in claimed:
+                self._release(id_base)
+            raise
