@@ -1,0 +1,85 @@
+/* What the system call filter answers, for each ABI that a process of the task can speak. */
+#define _GNU_SOURCE
+#include <asm/unistd.h>
+
+#include "probe_calls.h"
+
+#include <ctype.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define X32_SYSCALL_BIT 0x40000000L
+
+const struct call native_calls[] = {CALLS(ENTRY){0}};
+
+typedef long caller(long number, const long *argument);
+
+static long call_native(long number, const long *a) {
+    long result;
+#if defined(__x86_64__)
+    register long r10 __asm__("r10") = a[3];
+    register long r8 __asm__("r8") = a[4];
+    __asm__ volatile("syscall"
+                     : "=a"(result)
+                     : "a"(number), "D"(a[0]), "S"(a[1]), "d"(a[2]), "r"(r10), "r"(r8)
+                     : "rcx", "r11", "memory");
+#elif defined(__aarch64__)
+    register long x8 __asm__("x8") = number;
+    register long x0 __asm__("x0") = a[0];
+    register long x1 __asm__("x1") = a[1];
+    register long x2 __asm__("x2") = a[2];
+    register long x3 __asm__("x3") = a[3];
+    register long x4 __asm__("x4") = a[4];
+    __asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4) : "memory");
+    result = x0;
+#endif
+    return result;
+}
+
+#ifdef __x86_64__
+static long call_x32(long number, const long *a) {
+    return call_native(number | X32_SYSCALL_BIT, a);
+}
+
+static long call_i386(long number, const long *a) {
+    long result;
+    __asm__ volatile("int $0x80"
+                     : "=a"(result)
+                     : "a"(number), "b"(a[0]), "c"(a[1]), "d"(a[2]), "S"(a[3]), "D"(a[4])
+                     : "r8", "r9", "r10", "r11", "memory");
+    return (int)result;
+}
+#endif
+
+/* In a process of its own, because a call may work (personality) or kill (an ABI that the kernel
+ * does not have); in a session of its own, because vhangup acts on the terminal. */
+static int attempt(caller *call, long number, const long *argument) {
+    int status;
+    pid_t pid = fork();
+    if (!pid) {
+        setsid();
+        _exit(outcome(call(number, argument)));
+    }
+    if (pid < 0 || waitpid(pid, &status, 0) != pid)
+        abort();
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+}
+
+static void report(const char *abi, caller *call, const struct call *calls) {
+    json_open(abi, '{');
+    for (; calls->label; calls++)
+        if (isdigit((unsigned char)calls->number[0]))
+            json_number(calls->label, attempt(call, atol(calls->number), calls->argument));
+    json_close('}');
+}
+
+void report_system_calls(void) {
+    json_open("system_calls", '{');
+    report("native", call_native, native_calls);
+#ifdef __x86_64__
+    report("x32", call_x32, native_calls);
+    report("i386", call_i386, i386_calls);
+#endif
+    json_close('}');
+}

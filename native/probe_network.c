@@ -1,0 +1,69 @@
+/* What the task may do on its network, and whose names it sees there. */
+#define _GNU_SOURCE
+#include "probe.h"
+
+#include <errno.h>
+#include <net/if.h>
+#include <netinet/in.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+static void report_socket(const char *key, int family, int type, int protocol) {
+    int fd = socket(family, type | SOCK_CLOEXEC, protocol);
+    json_number(key, fd < 0 ? errno : 0);
+    if (fd >= 0)
+        close(fd);
+}
+
+static int bind_outcome(uint16_t port) {
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port)};
+    int error = 0, fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof address))
+        error = errno;
+    if (fd >= 0)
+        close(fd);
+    return error;
+}
+
+static void report_interfaces(void) {
+    struct if_nameindex *list = if_nameindex();
+    json_open("interfaces", '[');
+    for (struct if_nameindex *i = list; i && i->if_name; i++)
+        json_string(NULL, i->if_name);
+    json_close(']');
+    if_freenameindex(list);
+}
+
+/* Names of bound unix sockets: "@..." are abstract and belong to the network namespace. */
+static void report_unix_sockets(void) {
+    char *line = NULL;
+    size_t size = 0;
+    FILE *sockets = fopen("/proc/net/unix", "re");
+    json_open("unix_sockets", '[');
+    while (sockets && getline(&line, &size, sockets) > 0) {
+        int name = 0;
+        if (sscanf(line, "%*s %*s %*s %*s %*s %*s %*s %n", &name) != EOF && name && line[name]) {
+            line[strcspn(line, "\n")] = 0;
+            json_string(NULL, line + name);
+        }
+    }
+    json_close(']');
+    free(line);
+    if (sockets)
+        fclose(sockets);
+}
+
+void report_network(void) {
+    json_open("network", '{');
+    report_socket("raw_socket", AF_INET, SOCK_RAW, IPPROTO_ICMP);
+    report_socket("raw_socket_6", AF_INET6, SOCK_RAW, IPPROTO_ICMPV6);
+    report_socket("packet_socket", AF_PACKET, SOCK_RAW, 0);
+    report_socket("ping_socket", AF_INET, SOCK_DGRAM, IPPROTO_ICMP);
+    json_number("bind_80", bind_outcome(80));
+    report_interfaces();
+    report_unix_sockets();
+    json_close('}');
+}
