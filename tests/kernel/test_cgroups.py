@@ -15,7 +15,7 @@ import pytest
 from sandbox.errors import KernelError
 from sandbox.kernel.cgroups import Cgroup, CgroupTree, Limits
 from sandbox.kernel.cgroups.hierarchies import Mount, choose, parse_mountinfo
-from tests.suites.cgroup_suite import CgroupSuite
+from tests.suites.cgroup_suite import CgroupSuite, KillSuite
 
 pytestmark = pytest.mark.guest
 
@@ -34,6 +34,7 @@ def remove(tree: CgroupTree) -> None:
         group = tree.find(name)
         if group is not None:
             group.kill()
+            group.close()
     tree.remove()
     tree.close()
 
@@ -42,7 +43,7 @@ class TestThisHost(CgroupSuite):
     """The hierarchies as they are."""
 
 
-class TestWithoutCgroupKill(CgroupSuite):
+class TestWithoutCgroupKill(KillSuite):
     """As on kernels before 5.14: cgroups are killed by freezing them first."""
 
     @pytest.fixture
