@@ -1,0 +1,212 @@
+"""Ranges of 65536 host ids, each for one task, disjoint from every other user of ids on the host.
+
+Never handed out: ids of the host's users and groups, what /etc/subuid and /etc/subgid promise to
+others, and ranges that any agent of this host has claimed. Agents do not know each other; they meet
+in one directory, by default /run/sandbox-ids: a file there, named after the first id, is a claim.
+It appears whole or not at all (written aside, then linked, and link(2) never replaces), and goes
+with a reboot, as the processes do. It says whose it is:
+
+    INSTANCE PID START-TIME STATE-DIRECTORY
+
+A claim outlives its agent, because the tasks do. It is taken away only by the same instance, which
+knows its tasks (`recover`), or when its agent has died, the state directory is gone, and no
+process has the range mapped: then nobody is left who could.
+
+From 0x70000000 to 0x7fffffff is what systemd's list of id ranges leaves free: 4096 ranges. They are
+used in turn, so that a range just released (whose ids may still be on some file) rests longest.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Collection, Container, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from sandbox.errors import KernelError
+from sandbox.kernel.native import raising
+
+SIZE = 65536
+WINDOW = range(0x70000000, 0x80000000, SIZE)
+CLAIMS = Path("/run/sandbox-ids")
+
+
+# Decisions ---------------------------------------------------------------------------------
+
+
+def next_free(
+    window: range, reserved: Iterable[range], claimed: Container[int], after: int
+) -> int | None:
+    """The first range of the window behind `after`, then from its start, that nobody has."""
+    near = [r for r in reserved if r and r.start < window.stop and window.start < r.stop]
+    start = next((n for n, first in enumerate(window) if first > after), 0)
+    for first in chain(window[start:], window[:start]):
+        is_reserved = any(r.start < first + SIZE and first < r.stop for r in near)
+        if not is_reserved and first not in claimed:
+            return first
+    return None
+
+
+def account_ids(text: str) -> list[range]:
+    """The ids in the third field of /etc/passwd or /etc/group."""
+    fields = (line.split(":") for line in text.splitlines())
+    return [range(int(f[2]), int(f[2]) + 1) for f in fields if len(f) > 2 and f[2].isdecimal()]
+
+
+def subordinate_ids(text: str) -> list[range]:
+    """The ranges of /etc/subuid or /etc/subgid: NAME:FIRST:COUNT."""
+    fields = (line.strip().split(":") for line in text.splitlines())
+    return [
+        range(int(f[1]), int(f[1]) + int(f[2]))
+        for f in fields
+        if len(f) == 3 and f[1].isdecimal() and f[2].isdecimal()
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who has claimed a range."""
+
+    instance: str
+    pid: int
+    start_time: int
+    state_dir: str
+
+    def __str__(self) -> str:
+        return f"{self.instance} {self.pid} {self.start_time} {self.state_dir}\n"
+
+    @classmethod
+    def parse(cls, text: str) -> Owner | None:
+        fields = text.rstrip("\n").split(" ", 3)
+        if len(fields) != 4 or not (fields[1].isdecimal() and fields[2].isdecimal()):
+            return None
+        return cls(fields[0], int(fields[1]), int(fields[2]), fields[3])
+
+
+# The host ----------------------------------------------------------------------------------
+
+
+class IdRanges:
+    """The ranges of one agent, for one thread; `window` steps by SIZE and is aligned to it."""
+
+    def __init__(
+        self,
+        instance: str,
+        state_dir: Path,
+        *,
+        window: range = WINDOW,
+        claims: Path = CLAIMS,
+        etc: Path = Path("/etc"),
+    ) -> None:
+        if window.step != SIZE or window.start % SIZE:
+            raise ValueError(f"{window} would overlap the ranges of other agents")
+        pid = os.getpid()
+        self._owner = Owner(instance, pid, _start_time(pid) or 0, str(state_dir.absolute()))
+        self._window = window
+        self._claims = claims
+        self._etc = etc
+        self._last = window.start - 1
+        with raising("mkdir", str(claims)):
+            claims.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def recover(self, kept: Collection[int]) -> None:
+        """Own exactly the ranges `kept` by our tasks; forget ours of before and those of nobody.
+
+        KernelError EEXIST if another agent has one of them: two tasks would share their ids.
+        """
+        for first in self._claimed():
+            owner = self._owner_of(first)
+            if owner is None or (first in kept and self._is_ours(owner)):
+                continue
+            if self._is_ours(owner) or self._is_void(owner, first):
+                self.release(first)
+        for first in kept:
+            owner = self._owner_of(first)
+            if not (owner and self._is_ours(owner)):
+                self._link(first)
+
+    def claim(self) -> int:
+        """The first id of a range that is now ours; KernelError EUSERS when none is left."""
+        reserved = list(self._reserved())
+        claimed = self._claimed()
+        while True:
+            first = next_free(self._window, reserved, claimed, self._last)
+            if first is None:
+                raise KernelError("claim", f"an id range in {self._claims}", errno.EUSERS)
+            try:
+                self._link(first)
+            except KernelError as error:
+                if error.errno != errno.EEXIST:
+                    raise
+                claimed.add(first)  # another agent was faster
+            else:
+                self._last = first
+                return first
+
+    def release(self, first: int) -> None:
+        """Give a range back; nothing of its ids may run or be reachable any more. Idempotent."""
+        with raising("unlink", str(self._claims / str(first))):
+            (self._claims / str(first)).unlink(missing_ok=True)
+
+    def _link(self, first: int) -> None:
+        whole = self._claims / f".{self._owner.instance}.{self._owner.pid}"
+        with raising("link", str(self._claims / str(first))):
+            whole.write_text(str(self._owner))
+            try:
+                os.link(whole, self._claims / str(first))
+            finally:
+                whole.unlink()
+
+    def _claimed(self) -> set[int]:
+        with raising("readdir", str(self._claims)):
+            return {int(name) for name in os.listdir(self._claims) if name.isdecimal()}
+
+    def _owner_of(self, first: int) -> Owner | None:
+        """None if it is not claimed or not readable as a claim; the latter stays taken."""
+        with suppress(OSError, UnicodeDecodeError):
+            return Owner.parse((self._claims / str(first)).read_text())
+        return None
+
+    def _is_ours(self, owner: Owner) -> bool:
+        return owner.instance == self._owner.instance
+
+    def _is_void(self, owner: Owner, first: int) -> bool:
+        is_alive = _start_time(owner.pid) == owner.start_time
+        return not (is_alive or os.path.exists(owner.state_dir) or _is_mapped(first))
+
+    def _reserved(self) -> Iterator[range]:
+        for name in ("passwd", "group"):
+            yield from account_ids(self._text(name))
+        for name in ("subuid", "subgid"):
+            yield from subordinate_ids(self._text(name))
+
+    def _text(self, name: str) -> str:
+        try:
+            return (self._etc / name).read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
+        except OSError as error:
+            raise KernelError("read", str(self._etc / name), error.errno or errno.EIO) from error
+
+
+def _start_time(pid: int) -> int | None:
+    """Field 22 of /proc/PID/stat, counted from behind the name, which may hold blanks and ")"."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        return None
+
+
+def _is_mapped(first: int) -> bool:
+    """Whether any process lives in a user namespace that has this range."""
+    for name in os.listdir("/proc"):
+        if not name.isdecimal():
+            continue
+        with suppress(OSError):  # it ended meanwhile
+            lines = Path(f"/proc/{name}/uid_map").read_text().splitlines()
+            if any(first <= int(line.split()[1]) < first + SIZE for line in lines):
+                return True
+    return False
