@@ -5,7 +5,7 @@ SO_PEERCRED, which the kernel fixed at connect time, is asked again. Each method
 here, which calls control and nothing else.
 
 A lost client ends only its own streams. Cancelling never stops a task (see `runtime`); that the
-task of an attached `run` stops with its client is desire, and written as such by `_owning`. When the
+task of an attached `run` stops with its client is desire, written as such by `_owning`. When the
 agent itself goes away no task is touched: who owns what is in the store, the next agent reads it.
 """
 

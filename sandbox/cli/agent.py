@@ -1,0 +1,149 @@
+"""`sandbox agent`: the daemon, in the foreground; and the ephemeral one that a command starts.
+
+SIGTERM and SIGINT leave tasks running, SIGHUP reads the configuration again. Under systemd the unit
+is of type notify. The ephemeral form has no terminal and no log of its own: it says on a pipe that it
+serves, or why not, and leaves when nobody needs it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import tomllib
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from sandbox.cli.connection import READY, READY_FD
+from sandbox.cli.root import Command, place
+from sandbox.client.place import Place
+from sandbox.errors import AgentRunning, AgentUnavailable, ConfigError, SandboxError
+
+CONFIG = "/etc/sandbox/agent.toml"
+
+FIRST_CLIENT_S = 5.0
+"""How long an ephemeral agent waits for the command that started it."""
+
+TAKEOVER_S = 10.0
+"""How long it waits for one that is just leaving the same state directory."""
+
+
+@click.command("agent", cls=Command)
+@click.option("--config", metavar="FILE", help=f"Its configuration [{CONFIG}, if it is there].")
+@click.option("--ephemeral", is_flag=True, hidden=True)
+@click.pass_context
+def agent(context: click.Context, /, config: str | None, ephemeral: bool) -> None:
+    """Keep tasks: the daemon, in the foreground."""
+    where = place(context)
+    if ephemeral:
+        context.exit(_run_ephemeral(where, configuration(config)))
+    if os.geteuid() != 0:
+        raise ConfigError("the agent must be root: try sudo")
+
+    import trio
+
+    trio.run(_serve, where, lambda: configuration(config))
+
+
+def configuration(path: str | None) -> dict[str, Any]:
+    """The file's settings; a missing default file has none."""
+    try:
+        with open(path or CONFIG, "rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        if path is None:
+            return {}
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path or CONFIG}: {error}") from None
+
+
+async def _serve(where: Place, read_configuration: Callable[[], dict[str, Any]]) -> None:
+    import trio
+
+    from sandbox.agent import open_agent
+
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async with open_agent(
+            where.state_dir, where.run_dir, read_configuration(), resident=True
+        ) as running:
+            notify("READY=1")
+            async for number in signals:
+                if number != signal.SIGHUP:
+                    break
+                notify("RELOADING=1")
+                running.reload(read_configuration())
+                notify("READY=1")
+            notify("STOPPING=1")
+
+
+def notify(state: str) -> None:
+    """Tell the service manager, if one asked to be told (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as manager:
+        try:
+            manager.sendto(state.encode(), address)
+        except OSError as error:
+            print(f"sandbox: cannot notify {address!r}: {error}", file=sys.stderr)
+
+
+def _run_ephemeral(where: Place, config: dict[str, Any]) -> int:
+    import trio
+
+    os.chdir("/")
+    try:
+        trio.run(_serve_ephemeral, where, config)
+    except SandboxError as error:
+        os.write(READY_FD, str(error).encode())
+        return 1
+    return 0
+
+
+async def _serve_ephemeral(where: Place, config: dict[str, Any]) -> None:
+    import trio
+
+    from sandbox.agent import open_agent
+
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        deadline = trio.current_time() + TAKEOVER_S
+        while True:
+            try:
+                async with open_agent(where.state_dir, where.run_dir, config) as running:
+                    os.write(READY_FD, READY)
+                    os.close(READY_FD)
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(_leave_on, signals, nursery.cancel_scope)
+                        await running.presence.idle(first_within_s=FIRST_CLIENT_S)
+                        nursery.cancel_scope.cancel()
+                    return
+            except AgentRunning:
+                if _answers(where):
+                    os.write(READY_FD, READY)
+                    return
+                if trio.current_time() > deadline:
+                    raise
+            await trio.sleep(0.05)
+
+
+async def _leave_on(signals: Any, leaving: Any) -> None:
+    async for _ in signals:
+        leaving.cancel()
+
+
+def _answers(where: Place) -> bool:
+    """Somebody else's agent serves here: then that one is what the command wanted."""
+    from sandbox.client.link import reach
+
+    try:
+        link, _ = reach(where.socket)
+    except AgentUnavailable:
+        return False
+    link.close()
+    return True

@@ -1,0 +1,81 @@
+"""Reach the agent of a place, or start one that leaves when it is no longer needed.
+
+An ephemeral agent is a process of its own, in a session of its own: Ctrl-C reaches the command and
+not the agent, and a killed command is to the agent a lost client, whose task it stops before it
+leaves. It says over a pipe when it serves, or in one line why it cannot.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from sandbox.client.link import Link, reach
+from sandbox.client.place import Place
+from sandbox.errors import AgentUnavailable, ConfigError
+
+READY = b"ready\n"
+READY_FD = 3
+ATTEMPTS = 3
+"""An ephemeral agent may leave between its last client and us; then another is started."""
+
+
+def connect(place: Place, *, start: bool = True) -> tuple[Link, bool]:
+    """A link to the place's agent, and whether that agent is resident.
+
+    With `start` an ephemeral one is started when there is none.
+    """
+    for _ in range(ATTEMPTS if start else 1):
+        try:
+            link, agent = reach(place.socket)
+        except AgentUnavailable as error:
+            absent = error
+            if start:
+                start_agent(place)
+            continue
+        if not _same_directory(agent.state_dir, place.state_dir):
+            link.close()
+            raise ConfigError(
+                f"the agent at {place.socket} keeps its state in {agent.state_dir}, "
+                f"not in {place.state_dir}: name its --run-dir"
+            )
+        return link, agent.resident
+    raise absent
+
+
+def _same_directory(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return one == other
+
+
+def start_agent(place: Place) -> None:
+    """Start an ephemeral agent and wait until it serves; ConfigError with its own words if not."""
+    if os.geteuid() != 0:
+        raise ConfigError("only root may run tasks or talk to the agent: try sudo")
+    ready, write = os.pipe()
+    try:
+        child = os.posix_spawn(
+            sys.executable,
+            # -P: the working directory may be anybody's, and must not provide modules to root.
+            [
+                *(sys.executable, "-P", "-m", "sandbox.cli", "agent", "--ephemeral"),
+                *("--state-dir", place.state_dir, "--run-dir", place.run_dir),
+            ],
+            os.environ,
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, write, READY_FD),
+                *((os.POSIX_SPAWN_OPEN, n, os.devnull, os.O_RDWR, 0) for n in (0, 1, 2)),
+            ],
+            setsid=True,
+        )
+    finally:
+        os.close(write)
+    with os.fdopen(ready, "rb") as pipe:
+        said = pipe.read(4096)
+    if said == READY:
+        return
+    os.waitpid(child, 0)
+    text = said.decode(errors="replace").strip()
+    raise ConfigError(text or "the agent did not start: `sandbox agent` shows why")

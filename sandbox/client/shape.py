@@ -1,0 +1,54 @@
+"""A task as people and scripts see it: ECS's Task object where ECS has the member."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from sandbox.model.task import ContainerDefinition, ContainerKnown, TaskView
+
+INTERNAL = {"id", "idBase", "owner", "keeper", "desiredStatus", "lastStatus", "containers"}
+"""Members that are how the agent works, or that are set below in another form."""
+
+
+def shape(view: TaskView) -> dict[str, Any]:
+    """JSON-ready; statuses are names, times seconds since the epoch as in ECS's JSON."""
+    desired = _public(msgspec.to_builtins(view.desired))
+    known = _public(msgspec.to_builtins(view.known))
+    defined = {each.name: each for each in view.desired.definition.container_definitions}
+    return {
+        "taskArn": view.arn,
+        "taskId": view.id,
+        "lastStatus": view.known.last_status.name,
+        "desiredStatus": view.desired.desired_status,
+        "healthStatus": view.known.health.value,
+        **desired,
+        **known,
+        "containers": [
+            _container(container, defined.get(container.name))
+            for container in view.known.containers
+        ],
+    }
+
+
+def _container(known: ContainerKnown, defined: ContainerDefinition | None) -> dict[str, Any]:
+    return {
+        "name": known.name,
+        "image": defined.image if defined else None,
+        "lastStatus": known.last_status,
+        "healthStatus": known.health.value,
+        **_public(msgspec.to_builtins(known)),
+    }
+
+
+def _public(members: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in members.items() if name not in INTERNAL | {"health"}}
+
+
+def main_container(view: TaskView) -> ContainerKnown | None:
+    """The first essential container: its exit code is the task's."""
+    for defined in view.desired.definition.container_definitions:
+        if defined.essential:
+            return next((each for each in view.known.containers if each.name == defined.name), None)
+    return None
