@@ -30,6 +30,10 @@ OURS = re.compile(r"sandbox|sb[0-9a-f]{4}")
 """Every name that Sandbox gives a kernel object begins so (instance ids are 4 hex digits)."""
 
 
+# The checks that every implementation of a protocol must pass assert as tests do.
+pytest.register_assert_rewrite("tests.suites")
+
+
 def touches_the_host(item: pytest.Item) -> bool:
     folder = item.path.relative_to(ROOT / "tests").parts[0]
     return folder in ("kernel", "crash")
