@@ -1,8 +1,8 @@
 """`sandbox agent`: the daemon, in the foreground; and the ephemeral one that a command starts.
 
 SIGTERM and SIGINT leave tasks running, SIGHUP reads the configuration again. Under systemd the unit
-is of type notify. The ephemeral form has no terminal and no log of its own: it says on a pipe that it
-serves, or why not, and leaves when nobody needs it.
+is of type notify. The ephemeral form has no terminal and no log of its own: it says on a pipe that
+it serves, or why not, and leaves when nobody needs it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import click
@@ -43,9 +43,7 @@ def agent(context: click.Context, /, config: str | None, ephemeral: bool) -> Non
     if os.geteuid() != 0:
         raise ConfigError("the agent must be root: try sudo")
 
-    import trio
-
-    trio.run(_serve, where, lambda: configuration(config))
+    _run(_serve, where, lambda: configuration(config))
 
 
 def configuration(path: str | None) -> dict[str, Any]:
@@ -94,12 +92,26 @@ def notify(state: str) -> None:
             print(f"sandbox: cannot notify {address!r}: {error}", file=sys.stderr)
 
 
-def _run_ephemeral(where: Place, config: dict[str, Any]) -> int:
+def _run(serve: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+    """trio.run, with an error of ours taken out of the groups that nurseries put around it."""
     import trio
 
+    try:
+        trio.run(serve, *arguments)
+    except BaseExceptionGroup as group:
+        expected, unexpected = group.split(SandboxError)
+        if expected is None or unexpected is not None:
+            raise
+        error: BaseException = expected
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None
+
+
+def _run_ephemeral(where: Place, config: dict[str, Any]) -> int:
     os.chdir("/")
     try:
-        trio.run(_serve_ephemeral, where, config)
+        _run(_serve_ephemeral, where, config)
     except SandboxError as error:
         os.write(READY_FD, str(error).encode())
         return 1

@@ -16,13 +16,14 @@ from typing import Any
 
 import click
 
-from sandbox.cli import request as requests
 from sandbox.cli.attach import Bar, Signals, answers, raw_terminal, window
 from sandbox.cli.connection import connect
 from sandbox.cli.output import complain, print_json
+from sandbox.cli.request import duration, entry_point, environment, refuse_network
 from sandbox.cli.root import OURS, Command, json_option, place
 from sandbox.client.link import Link, reach
 from sandbox.client.place import Place
+from sandbox.client.request import Options, single
 from sandbox.client.shape import main_container, shape
 from sandbox.errors import (
     AgentUnavailable,
@@ -88,9 +89,9 @@ def run(context: click.Context, /, **given: Any) -> None:
     With --json stdout gets one JSON object, the stopped (or detached: running) task, and the
     program's own stdout goes to stderr.
     """
-    requests.refuse_network(given["subnet"], given["security_group"], given["public_ip"])
-    wanted = requests.request(_options(given))
-    timeout_s = requests.duration(given["timeout"]) if given["timeout"] else None
+    refuse_network(given["subnet"], given["security_group"], given["public_ip"])
+    wanted = single(_options(given))
+    timeout_s = duration(given["timeout"]) if given["timeout"] else None
     where = place(context)
     if given["detach"]:
         if timeout_s is not None or given["interactive"] or given["tty"]:
@@ -104,18 +105,18 @@ def run(context: click.Context, /, **given: Any) -> None:
     context.exit(attached.status(stopped))
 
 
-def _options(given: dict[str, Any]) -> requests.Options:
+def _options(given: dict[str, Any]) -> Options:
     lines = [line.rstrip("\r\n") for file in given["env_file"] for line in file]
-    return requests.Options(
+    return Options(
         image=given["image"],
         command=given["command"],
         cpu=given["cpu"],
         memory=given["memory"],
         name=given["name"],
-        environment=requests.environment(given["env"], lines, os.environ),
+        environment=environment(given["env"], lines, os.environ),
         user=given["user"],
         working_directory=given["workdir"],
-        entry_point=given["entrypoint"],
+        entry_point=entry_point(given["entrypoint"]),
         read_only=given["read_only"],
         init=given["init"],
         volumes=given["volume"],

@@ -14,7 +14,7 @@ import shutil
 import stat
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import PurePosixPath
 from typing import IO
 
@@ -107,10 +107,8 @@ def _make_directory(where: int, name: str) -> None:
 
 def _clear(where: int, name: str) -> None:
     """Make way: a file or link is replaced, a directory is not."""
-    try:
+    with suppress(FileNotFoundError):
         os.unlink(name, dir_fd=where)
-    except FileNotFoundError:
-        pass
 
 
 @contextmanager
