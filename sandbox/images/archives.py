@@ -69,15 +69,15 @@ class LayoutSource:
         return Document(body=self._read(_blob(descriptor), descriptor.size))
 
     async def copy(self, descriptor: Descriptor, send: Send) -> None:
-        with _opened(self._directory, _blob(descriptor)) as fd:
-            await _copy(fd, 0, os.fstat(fd).st_size, send)
+        with opened(self._directory, _blob(descriptor)) as fd:
+            await copy_range(fd, 0, os.fstat(fd).st_size, send)
 
     def _is_tagged(self, entry: Descriptor) -> bool:
         name = _ref_name(entry)
         return self._reference.tag in (name, name.rpartition(":")[2])
 
     def _read(self, name: str, limit: int) -> bytes:
-        with _opened(self._directory, name) as fd, reported("read", self._directory / name):
+        with opened(self._directory, name) as fd, reported("read", self._directory / name):
             if os.fstat(fd).st_size > limit:
                 raise ImageError(f"{self._directory / name} is larger than {limit} bytes")
             return os.pread(fd, limit, 0)
@@ -105,8 +105,8 @@ class ArchiveSource:
         if self._contents is None or descriptor.digest not in self._contents.places:
             raise ImageError(f"{self._reference}: holds no {descriptor.digest}")
         offset, size = self._contents.places[descriptor.digest]
-        with _opened(self._reference.file) as fd:
-            await _copy(fd, offset, size, send)
+        with opened(self._reference.file) as fd:
+            await copy_range(fd, offset, size, send)
 
 
 class _Contents(msgspec.Struct, frozen=True):
@@ -131,7 +131,7 @@ class _Config(msgspec.Struct):
 
 def _scan(file: Path) -> _Contents:
     """Read the archive's table of contents and write the manifest that it lacks."""
-    with reported("read", file), _opened(file) as fd, os.fdopen(os.dup(fd), "rb") as stream:
+    with reported("read", file), opened(file) as fd, os.fdopen(os.dup(fd), "rb") as stream:
         if os.pread(fd, 4, 0).startswith((_GZIP_MAGIC, _ZSTD_MAGIC)):
             raise ImageError(f"{file}: is compressed; decompress it first")
         members = _members(file, stream)
@@ -245,7 +245,7 @@ def _media_type(magic: bytes) -> str:
 
 def layer_type(file: Path) -> str:
     """How the tar archive `file` is compressed, as a layer's media type."""
-    with _opened(file) as fd:
+    with opened(file) as fd:
         return _media_type(os.pread(fd, 4, 0))
 
 
@@ -276,7 +276,8 @@ def _blob(descriptor: Descriptor) -> str:
     return f"blobs/sha256/{descriptor.digest.removeprefix('sha256:')}"
 
 
-async def _copy(fd: int, offset: int, size: int, send: Send) -> None:
+async def copy_range(fd: int, offset: int, size: int, send: Send) -> None:
+    """Send part of a file piece by piece; ImageError when the file ends before."""
     end = offset + size
     while offset < end:
         chunk = await trio.to_thread.run_sync(os.pread, fd, min(CHUNK_BYTES, end - offset), offset)
@@ -287,7 +288,7 @@ async def _copy(fd: int, offset: int, size: int, send: Send) -> None:
 
 
 @contextlib.contextmanager
-def _opened(place: Path, name: str = "") -> Iterator[int]:
+def opened(place: Path, name: str = "") -> Iterator[int]:
     """A descriptor of a regular file; no FIFO can hold us up, no last component is a link."""
     path = place / name if name else place
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (os.O_NOFOLLOW if name else 0)

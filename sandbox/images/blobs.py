@@ -49,6 +49,14 @@ class Check:
         return ImageError(f"content of {self._descriptor.digest} {what}")
 
 
+@contextlib.asynccontextmanager
+async def checking(descriptor: Descriptor) -> AsyncIterator[Send]:
+    """Gives a function that takes content in pieces; ImageError at the end if it was not right."""
+    check = Check(descriptor)
+    yield check.update
+    check.finish()
+
+
 class BlobStore:
     """Made by the image store; `root` belongs to it alone."""
 

@@ -20,6 +20,7 @@ import base64
 import contextlib
 import email.utils
 import ipaddress
+import os
 import re
 import ssl
 import time
@@ -231,7 +232,7 @@ class RegistrySource:
         Whatever may pass by itself is raised as _Transient, also from within the block.
         """
         try:
-            url = self._base.join(path)
+            url = httpx.URL(self.url(path))
             shown = self._authorization
             response = await self._follow(url, headers, shown)
             if response.status_code == HTTPStatus.UNAUTHORIZED and self._is_ours(response):
@@ -263,7 +264,7 @@ class RegistrySource:
             if response.status_code not in _REDIRECTS or location is None:
                 return response
             await response.aclose()
-            url = self._allowed(url.join(location), "redirect")
+            url = self.allowed(url.join(location), "redirect")
         raise self.error(f"more than {_MAX_REDIRECTS} redirects")
 
     async def _send(self, request: httpx.Request) -> httpx.Response:
@@ -273,8 +274,13 @@ class RegistrySource:
         response.request = request
         return response
 
-    def _allowed(self, url: httpx.URL, what: str) -> httpx.URL:
-        """`url`, when a stranger may send us there."""
+    def url(self, path: str) -> str:
+        """Where `path` of this repository is."""
+        return str(self._base.join(path))
+
+    def allowed(self, address: httpx.URL | str, what: str) -> httpx.URL:
+        """`address`, when a stranger may send us there."""
+        url = httpx.URL(address)
         if url.scheme not in ("http", "https") or not url.host or url.userinfo:
             raise self.error(f"{what} to an address that is not plainly http(s)")
         if url.scheme == "http" and not (self._plain or self._client.may_be_plain(url.host)):
@@ -298,11 +304,7 @@ class RegistrySource:
                 self._authorization = _basic(self._credentials)
 
     async def _token(self, challenge: dict[str, str]) -> str:
-        try:
-            realm = httpx.URL(challenge.get("realm", ""))
-        except httpx.InvalidURL as error:
-            raise self.error("token realm is not a URL") from error
-        realm = self._allowed(realm, "token realm")
+        realm = self.allowed(challenge.get("realm", ""), "token realm")
         scope = challenge.get("scope") or f"repository:{self._reference.path}:pull"
         query = {"service": challenge.get("service", ""), "scope": scope}
         credentials = self._credentials
@@ -342,10 +344,11 @@ class RegistrySource:
 
     async def _bounded(self, response: httpx.Response, limit: int) -> bytes:
         body = bytearray()
-        async for chunk in response.aiter_raw():
-            body += chunk
-            if len(body) > limit:
-                raise self.error(f"answer is larger than {limit} bytes")
+        async with _pieces(response) as pieces:
+            async for piece in pieces:
+                body += piece
+                if len(body) > limit:
+                    raise self.error(f"answer is larger than {limit} bytes")
         return bytes(body)
 
     def error(self, message: str, status: int | None = None) -> RegistryError:
@@ -368,16 +371,22 @@ class _Transfer:
         async with self._source.get(f"blobs/{blob.digest}", headers) as response:
             await self._source.refuse_unless(response, 200, 206)
             position = self._position(response)
-            async for chunk in response.aiter_raw(CHUNK_BYTES):
-                fresh = chunk[max(0, self.done - position) :]
-                position += len(chunk)
-                if position > size:
-                    raise self._source.error(f"longer than its {size} bytes")
-                if fresh:
-                    await self._send(fresh)
-                    self.done += len(fresh)
+            async with _pieces(response, CHUNK_BYTES) as pieces:
+                async for piece in pieces:
+                    position = await self._take(piece, position)
         if self.done < size:
             raise _Transient(self._source.error(f"ended after {self.done} of {size} bytes"))
+
+    async def _take(self, piece: bytes, position: int) -> int:
+        """Send on what is new of a piece that lies at `position`; returns where it ends."""
+        end = position + len(piece)
+        if end > self._descriptor.size:
+            raise self._source.error(f"longer than its {self._descriptor.size} bytes")
+        fresh = piece[max(0, self.done - position) :]
+        if fresh:
+            await self._send(fresh)
+            self.done += len(fresh)
+        return end
 
     def _position(self, response: httpx.Response) -> int:
         """Where in the blob this answer begins."""
@@ -481,6 +490,25 @@ def is_forbidden(address: str) -> bool:
     return any(ip in network for network in _METADATA)
 
 
+@contextlib.asynccontextmanager
+async def _pieces(
+    response: httpx.Response, size: int | None = None
+) -> AsyncIterator[AsyncIterator[bytes]]:
+    """The body in pieces; the block may stop before its end.
+
+    httpx's body is a generator in a generator in a generator. Left half-way they would be found by
+    the garbage collector, who cannot await; so the connection is closed first and they run into it.
+    """
+    pieces = response.aiter_raw(size)
+    try:
+        yield pieces
+    finally:
+        await response.aclose()
+        with contextlib.suppress(httpx.HTTPError, httpx.StreamError):
+            async for _ in pieces:
+                pass
+
+
 # Headers -----------------------------------------------------------------------------------
 
 
@@ -522,10 +550,11 @@ def _retry_after(header: str) -> float:
 async def _server_message(response: httpx.Response) -> str:
     """What the registry wrote about its refusal, as one line."""
     body = bytearray()
-    async for chunk in response.aiter_raw():
-        body += chunk
-        if len(body) > _MAX_MESSAGE_BYTES:
-            return ""
+    async with _pieces(response) as pieces:
+        async for piece in pieces:
+            body += piece
+            if len(body) > _MAX_MESSAGE_BYTES:
+                return ""
     try:
         errors = msgspec.json.decode(bytes(body), type=_Errors).errors
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -557,8 +586,10 @@ def _told(error: Exception) -> str:
     while cause is not None:
         while isinstance(cause, BaseExceptionGroup):
             cause = cause.exceptions[0]
-        if isinstance(cause, OSError) and cause.errno is not None and cause.strerror:
-            return cause.strerror.lower()
+        if isinstance(cause, OSError) and cause.errno is not None:
+            # A resolver's error has a negative number and its own text.
+            text = os.strerror(cause.errno) if cause.errno > 0 else cause.strerror
+            return (text or "no connection").lower()
         cause = cause.__cause__ or cause.__context__
     match error:
         case httpx.ConnectTimeout():
