@@ -7,8 +7,8 @@ Needs nothing but Python, so every machine builds the same bytes.
 The form is a binary search over ranges of numbers. Loading a filter, the kernel checks and compiles
 it and then runs it once for each number of each ABI, to remember which are always allowed: both
 its length and its depth are paid at each launch. Loading this policy for two ABIs, p50: 488
-instructions, 0.16 ms; libseccomp's binary tree 967 and 0.34; its list 774 and 0.96
-(tests/kernel/test_seccomp.py measures it). libseccomp also cannot say "this errno if the argument
+instructions, 0.2 ms; libseccomp's binary tree 967 and 0.37; its list 774 and 1.0
+(tests/kernel/under_filter.c measures it). libseccomp also cannot say "this errno if the argument
 matches, else that", and it knows i386's direct socket calls only as parts of socketcall.
 """
 

@@ -58,7 +58,7 @@ ALLOWED = {
         fgetxattr flistxattr fremovexattr fsetxattr getxattr getxattrat lgetxattr listxattr
         listxattrat llistxattr lremovexattr lsetxattr removexattr removexattrat setxattr
         setxattrat""",
-    # The kernel lets SYS_CHROOT through; leaving a chroot by it leads to the task's root at most.
+    # chroot needs SYS_CHROOT, which a task has; out of it one gets to the task's own root at most.
     "its root, its mounts as they are, and landlock's own limits": """
         chroot landlock_add_rule landlock_create_ruleset landlock_restrict_self listmount
         statmount""",
@@ -153,8 +153,9 @@ ABSENT = {
     # Its flags are behind a pointer. On ENOSYS every C library takes clone, whose flags are not.
     "clone3": "clone3",
     # It hides the family behind a pointer, so it would open every family that the filter closes,
-    # to 64-bit programs as well (int 0x80). Since Linux 4.3 i386 has direct calls; musl takes
-    # them. A 32-bit glibc that was built for older kernels has no sockets here.
+    # to 64-bit programs as well (int 0x80). Since Linux 4.3 i386 has direct calls, and musl takes
+    # them. glibc for i386 knows only socketcall when it was built for older kernels, as Debian's
+    # is (for 3.2): such a 32-bit program has no sockets in a task. That is the price.
     "socketcall": "socketcall",
     "what the kernel itself has no longer": """
         _sysctl afs_syscall bdflush break create_module epoll_ctl_old epoll_wait_old ftime
