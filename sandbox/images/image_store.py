@@ -305,6 +305,7 @@ class ImageStore:
     def sweep(self) -> None:
         """Remove what a crash left half-written; once, before anything else is asked."""
         self._blobs.sweep()
+        self._layers.sweep()
 
     async def remove(self, name: str, in_use: Collection[str] = ()) -> None:
         """Forget a name; with its last name, or by digest, the image and what only it needs.
@@ -364,7 +365,7 @@ class ImageStore:
             async def work(_: Report, diff_id: str = diff_id) -> None:
                 # Asked again here: while this waited, a pull may have come to need it.
                 if diff_id not in self._needed():
-                    await self._layers.remove(diff_id)
+                    await trio.to_thread.run_sync(self._layers.remove, diff_id)
                     removed.append(diff_id)
 
             if diff_id not in self._needed():

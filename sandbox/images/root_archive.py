@@ -13,21 +13,19 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
-import zlib
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 import trio
-import zstandard
-from isal import igzip
 
 from sandbox.errors import ImageError
 from sandbox.images import documents
 from sandbox.images.archives import copy_range, layer_type, opened, write_manifest
 from sandbox.images.blobs import CHUNK_BYTES, Send, digest_of, reported
 from sandbox.images.documents import Descriptor, ImageConfig, Platform
+from sandbox.images.layer_stream import decoder
 from sandbox.images.sources import Document
 
 _TAR = (
@@ -130,31 +128,18 @@ def _describe(archive: Path) -> tuple[Descriptor, str]:
     """The archive as a layer: its descriptor and its diff_id. Reads all of it."""
     media_type = layer_type(archive)
     with reported("read", archive):
-        size, digest = _measure(archive.open("rb"))
-        diff_id = digest
-        try:
-            if media_type == documents.GZIP_LAYER:
-                _, diff_id = _measure(igzip.IGzipFile(str(archive), "rb"))
-            elif media_type == documents.ZSTD_LAYER:
-                with archive.open("rb") as file:
-                    reader = zstandard.ZstdDecompressor().stream_reader(
-                        file, read_across_frames=True
-                    )
-                    _, diff_id = _measure(reader)
-        except (EOFError, zlib.error, igzip.BadGzipFile, zstandard.ZstdError) as error:
-            raise ImageError(f"{archive}: damaged: {error}") from error
+        size, packed, plain = 0, hashlib.sha256(), hashlib.sha256()
+        with archive.open("rb") as file:
+
+            def read() -> bytes:
+                nonlocal size
+                chunk = file.read(CHUNK_BYTES)
+                packed.update(chunk)
+                size += len(chunk)
+                return chunk
+
+            for piece in decoder(media_type)(read):
+                plain.update(piece)
+    digest = f"sha256:{packed.hexdigest()}"
+    diff_id = f"sha256:{plain.hexdigest()}"
     return Descriptor(media_type=media_type, digest=digest, size=size), diff_id
-
-
-def _measure(stream: BinaryIO) -> tuple[int, str]:
-    size, digest = 0, hashlib.sha256()
-    with stream:
-        for chunk in _chunks(stream):
-            digest.update(chunk)
-            size += len(chunk)
-    return size, f"sha256:{digest.hexdigest()}"
-
-
-def _chunks(stream: BinaryIO) -> Iterator[bytes]:
-    while chunk := stream.read(CHUNK_BYTES):
-        yield chunk

@@ -456,7 +456,7 @@ async def test_a_token_is_fetched_once_and_used_from_then_on(
     assert await fetched(source) == BLOB
     tokens = [asked for asked in server.asked if asked.path.startswith("/token")]
     assert [asked.path for asked in tokens] == [
-        "/token?service=the%20registry&scope=repository%3Asome%2Fimage%3Apull"
+        "/token?service=the+registry&scope=repository%3Asome%2Fimage%3Apull"
     ]
     basic = base64.b64encode(b"me:p:w").decode()
     assert tokens[0].headers["authorization"] == f"Basic {basic}"
