@@ -7,7 +7,7 @@
  *                    W path          a whiteout of path
  *                    O path          directory path hides what lower layers have in it
  *                    D path          a device node that was skipped
- *                    K entries bytes the last record: all is well
+ *                    K entries bytes the last record: all is well, and on disk
  *                    E text          the last record: the layer is refused
  *
  * Two processes. The outer one is host root, reads nothing of the stream and waits. The inner one
@@ -58,7 +58,7 @@ static const int allowed_calls[] = {
     SYS_read,      SYS_write,      SYS_pwrite64, SYS_close,     SYS_openat,    SYS_openat2,
     SYS_fstat,     SYS_newfstatat, SYS_mkdirat,  SYS_symlinkat, SYS_linkat,    SYS_unlinkat,
     SYS_fchown,    SYS_fchownat,   SYS_fchmod,   SYS_fchmodat,  SYS_utimensat, SYS_fsetxattr,
-    SYS_ftruncate, SYS_getdents64, SYS_exit,     SYS_exit_group};
+    SYS_ftruncate, SYS_getdents64, SYS_syncfs,   SYS_exit,      SYS_exit_group};
 
 #if defined(__x86_64__)
 #define OWN_ARCH AUDIT_ARCH_X86_64
@@ -257,6 +257,8 @@ static void unpack(const struct settings *settings, int root) {
     while (tar_next(&tar))
         tree_add(&tree, &tar);
     tree_close(&tree);
+    if (syncfs(root))
+        refuse(NULL, "syncfs: %s", strerror(errno));
     char text[64];
     snprintf(text, sizeof text, "%llu %llu", (unsigned long long)tree.entries,
              (unsigned long long)tree.bytes);

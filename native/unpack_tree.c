@@ -14,6 +14,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/openat2.h>
 #include <string.h>
 #include <sys/param.h>
@@ -147,6 +148,8 @@ static bool take_marker(struct tree *tree, char *path) {
         return true;
     if (!opaque && (!*hidden || !strcmp(hidden, ".") || !strcmp(hidden, "..")))
         refuse(path, "a whiteout of no name");
+    if (strlen(hidden) > NAME_MAX)
+        refuse(path, "a whiteout of a name that is too long");
     count(tree, path);
     char text[PATH_BYTES + 1];
     size_t above = (size_t)(name - path);
