@@ -21,6 +21,8 @@ import pytest
 
 from sandbox.kernel.seccomp import filter as seccomp_filter
 
+pytestmark = pytest.mark.guest
+
 ROOT = Path(__file__).parents[2]
 PROBE = ROOT / "sandbox/_bin/probe"
 UNDER_FILTER = Path(__file__).with_name("under_filter.c")
