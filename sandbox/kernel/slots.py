@@ -49,6 +49,7 @@ SYSCTLS = (
 
 _SOCKET = 3
 _REPORT = struct.Struct("=Ii56s")
+_FDS = struct.Struct("=2i")
 _RETRY_S = (1, 30)
 """A refill that failed is tried again after the first, doubling up to the second."""
 
@@ -111,14 +112,18 @@ async def _receive(ours: socket.socket) -> Slot | None:
     """The next slot, None at the end; KernelError when the program reports a failure."""
     await trio.lowlevel.wait_readable(ours)
     with raising("recvmsg", "slot"):
-        data, fds, _, _ = socket.recv_fds(ours, _REPORT.size, 2, socket.MSG_CMSG_CLOEXEC)
+        # Not socket.recv_fds: it drops its flags, and the descriptors would survive an exec.
+        space = socket.CMSG_SPACE(_FDS.size)
+        data, control, _, _ = ours.recvmsg(_REPORT.size, space, socket.MSG_CMSG_CLOEXEC)
     if not data:
         return None
     id_base, error, call = _REPORT.unpack(data)
     if error:
         name, _, subject = call.rstrip(b"\0").decode().partition(" ")
         raise KernelError(name, f"{subject} for ids {id_base}", error)
-    return Slot(userns_fd=fds[0], netns_fd=fds[1], id_base=id_base)
+    ((_, _, fds),) = control
+    userns_fd, netns_fd = _FDS.unpack(fds)
+    return Slot(userns_fd, netns_fd, id_base)
 
 
 def _end(pid: int) -> None:

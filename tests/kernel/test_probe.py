@@ -1,0 +1,61 @@
+"""The probe tells the truth about this host and leaves it as it was."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from sandbox.kernel import probe
+from sandbox.kernel.cgroups import hierarchies
+from sandbox.kernel.probe import Finding, State
+
+pytestmark = pytest.mark.guest
+
+
+@pytest.fixture
+def findings(tmp_path: Path) -> dict[str, Finding]:
+    found = probe.probe(tmp_path)
+    assert len({finding.name for finding in found}) == len(found)
+    return {finding.name: finding for finding in found}
+
+
+def test_this_host_can_run_tasks(findings: dict[str, Finding]) -> None:
+    missing = [f for f in findings.values() if f.state is State.MISSING]
+    assert missing == []
+    assert probe.can_run_tasks(list(findings.values()))
+
+
+def test_whatever_is_not_active_says_why(findings: dict[str, Finding]) -> None:
+    assert all(f.why for f in findings.values() if f.state is not State.ACTIVE)
+
+
+def test_each_controller_is_found_where_the_kernel_mounted_it(
+    findings: dict[str, Finding],
+) -> None:
+    chosen = hierarchies.choose(
+        hierarchies.parse_mountinfo(Path("/proc/self/mountinfo").read_text())
+    )
+    for name in hierarchies.CONTROLLERS:
+        expected = State.DEGRADED if name in chosen.legacy else State.ACTIVE
+        assert findings[f"controller {name}"].state is expected
+
+
+def test_a_file_system_without_id_mapping_is_missing_and_says_what_to_do() -> None:
+    found = {f.name: f for f in probe.probe(Path("/sys/kernel"))}
+    layers = found["id-mapped layers"]
+    assert layers.state is State.MISSING
+    assert "ext4" in layers.mend
+    assert not probe.can_run_tasks(list(found.values()))
+
+
+@pytest.mark.skipif(os.environ.get("SANDBOX_GUEST") == "1", reason="the guest's time is not real")
+def test_it_takes_less_than_a_second_and_writes_only_below_the_state_directory(
+    tmp_path: Path,
+) -> None:
+    began = time.monotonic()
+    probe.probe(tmp_path / "not" / "yet")
+    assert time.monotonic() - began < 1
+    assert list(tmp_path.iterdir()) == []
