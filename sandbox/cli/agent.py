@@ -13,6 +13,7 @@ import socket
 import sys
 import tomllib
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -43,6 +44,7 @@ def agent(context: click.Context, /, config: str | None, ephemeral: bool) -> Non
     if os.geteuid() != 0:
         raise ConfigError("the agent must be root: try sudo")
 
+    _log_json()
     _run(_serve, where, lambda: configuration(config))
 
 
@@ -66,7 +68,7 @@ async def _serve(where: Place, read_configuration: Callable[[], dict[str, Any]])
 
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with open_agent(
-            where.state_dir, where.run_dir, read_configuration(), resident=True
+            Path(where.state_dir), Path(where.run_dir), read_configuration(), resident=True
         ) as running:
             notify("READY=1")
             async for number in signals:
@@ -76,6 +78,23 @@ async def _serve(where: Place, read_configuration: Callable[[], dict[str, Any]])
                 running.reload(read_configuration())
                 notify("READY=1")
             notify("STOPPING=1")
+
+
+def _log_json() -> None:
+    """One JSON object a line on stderr, which the service manager or the terminal keeps."""
+    import structlog
+
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
 
 
 def notify(state: str) -> None:
@@ -127,7 +146,9 @@ async def _serve_ephemeral(where: Place, config: dict[str, Any]) -> None:
         deadline = trio.current_time() + TAKEOVER_S
         while True:
             try:
-                async with open_agent(where.state_dir, where.run_dir, config) as running:
+                async with open_agent(
+                    Path(where.state_dir), Path(where.run_dir), config
+                ) as running:
                     os.write(READY_FD, READY)
                     os.close(READY_FD)
                     async with trio.open_nursery() as nursery:

@@ -11,7 +11,7 @@ import os
 import sys
 
 from sandbox.client.link import Link, reach
-from sandbox.client.place import Place
+from sandbox.client.place import Place, check_directory
 from sandbox.errors import AgentUnavailable, ConfigError
 
 READY = b"ready\n"
@@ -33,21 +33,13 @@ def connect(place: Place, *, start: bool = True) -> tuple[Link, bool]:
             if start:
                 start_agent(place)
             continue
-        if not _same_directory(agent.state_dir, place.state_dir):
+        try:
+            check_directory(place.socket, agent.state_dir, place.state_dir)
+        except ConfigError:
             link.close()
-            raise ConfigError(
-                f"the agent at {place.socket} keeps its state in {agent.state_dir}, "
-                f"not in {place.state_dir}: name its --run-dir"
-            )
+            raise
         return link, agent.resident
     raise absent
-
-
-def _same_directory(one: str, other: str) -> bool:
-    try:
-        return os.path.samefile(one, other)
-    except OSError:
-        return one == other
 
 
 def start_agent(place: Place) -> None:

@@ -7,6 +7,7 @@ one given wins. Every error of ours becomes one line on stderr here, and nowhere
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -130,4 +131,11 @@ def invoke(arguments: Sequence[str] | None) -> int:
         return OURS if is_run else error.exit_code
     except click.Abort:
         raise KeyboardInterrupt from None
+    except (SystemExit, BrokenPipeError):
+        raise
+    except Exception as error:
+        if os.environ.get("SANDBOX_DEBUG"):
+            raise
+        complain(f"internal error: {type(error).__name__}: {error} (SANDBOX_DEBUG=1 shows where)")
+        return OURS
     return status if isinstance(status, int) else 0

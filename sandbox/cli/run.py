@@ -23,7 +23,7 @@ from sandbox.cli.request import duration, entry_point, environment, refuse_netwo
 from sandbox.cli.root import OURS, Command, json_option, place
 from sandbox.client.link import Link, reach
 from sandbox.client.place import Place
-from sandbox.client.request import Options, single
+from sandbox.client.request import TaskOptions, task_request
 from sandbox.client.shape import main_container, shape
 from sandbox.errors import (
     AgentUnavailable,
@@ -90,7 +90,7 @@ def run(context: click.Context, /, **given: Any) -> None:
     program's own stdout goes to stderr.
     """
     refuse_network(given["subnet"], given["security_group"], given["public_ip"])
-    wanted = single(_options(given))
+    wanted = task_request(**_options(given))
     timeout_s = duration(given["timeout"]) if given["timeout"] else None
     where = place(context)
     if given["detach"]:
@@ -105,14 +105,13 @@ def run(context: click.Context, /, **given: Any) -> None:
     context.exit(attached.status(stopped))
 
 
-def _options(given: dict[str, Any]) -> Options:
+def _options(given: dict[str, Any]) -> TaskOptions:
     lines = [line.rstrip("\r\n") for file in given["env_file"] for line in file]
-    return Options(
+    options = TaskOptions(
         image=given["image"],
         command=given["command"],
         cpu=given["cpu"],
         memory=given["memory"],
-        name=given["name"],
         environment=environment(given["env"], lines, os.environ),
         user=given["user"],
         working_directory=given["workdir"],
@@ -130,6 +129,9 @@ def _options(given: dict[str, Any]) -> Options:
         interactive=given["interactive"],
         terminal=given["tty"],
     )
+    if given["name"] is not None:
+        options["name"] = given["name"]
+    return options
 
 
 def _streams(given: dict[str, Any]) -> tuple[Streams, list[int]]:

@@ -11,6 +11,8 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple, Self
 
+from sandbox.errors import ConfigError
+
 STATE_DIR = "/var/lib/sandbox"
 RUN_DIR = "/run/sandbox"
 SOCKET_NAME = "agent.sock"
@@ -41,6 +43,19 @@ class Place(NamedTuple):
     @property
     def socket(self) -> str:
         return os.path.join(self.run_dir, SOCKET_NAME)
+
+
+def check_directory(socket: str, actual: str, wanted: str) -> None:
+    """ConfigError when the agent that answers is one of another state directory."""
+    try:
+        same = os.path.samefile(actual, wanted)
+    except OSError:
+        same = actual == wanted
+    if not same:
+        raise ConfigError(
+            f"the agent at {socket} keeps its state in {actual}, not in {wanted}: "
+            "name its run directory"
+        )
 
 
 def anchored(image: str) -> str:

@@ -8,7 +8,9 @@ given ("1 vCPU", "0.5GB"): control knows Fargate's table.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, TypedDict, Unpack, cast
+
+import msgspec
 
 from sandbox.client.place import anchored
 from sandbox.errors import InvalidParameterException
@@ -30,68 +32,113 @@ CONTAINER = "main"
 FAMILY = "run"
 
 
-class Options(NamedTuple):
-    """A task of one container."""
+class RunOptions(TypedDict, total=False):
+    """What can be wanted of a task besides what it runs."""
+
+    cpu: int | str
+    """256 unless given; what Fargate knows, also "1 vCPU"."""
+    memory: int | str
+    """512 MiB unless given; also "2GB"."""
+    name: str
+    environment: Mapping[str, str]
+    user: str | None
+    working_directory: str | None
+    entry_point: Sequence[str] | None
+    read_only: bool
+    init: bool
+    volumes: Sequence[str]
+    """NAME:/path[:ro], or with `containers` the names of the task's volumes."""
+    ulimits: Sequence[str]
+    """NAME=SOFT[:HARD]"""
+    ports: Sequence[str]
+    """PORT[/udp]"""
+    stop_timeout: int | None
+    interactive: bool
+    terminal: bool
+    pull: Literal["missing", "always", "never"]
+    platform: str | None
+    platform_version: str
+    remove: bool
+
+
+class TaskOptions(RunOptions, total=False):
+    """All that can be wanted of a task: one container by `image`, or several by `containers`."""
 
     image: str
-    command: Sequence[str] = ()
-    cpu: str = "256"
-    memory: str = "512"
-    name: str | None = None
-    environment: Mapping[str, str] = {}
-    user: str | None = None
-    working_directory: str | None = None
-    entry_point: Sequence[str] | None = None
-    read_only: bool = False
-    init: bool = False
-    volumes: Sequence[str] = ()
-    ulimits: Sequence[str] = ()
-    stop_timeout: int | None = None
-    ports: Sequence[str] = ()
-    pull: Literal["missing", "always", "never"] = "missing"
-    platform: str | None = None
-    platform_version: str = "LATEST"
-    remove: bool = False
-    interactive: bool = False
-    terminal: bool = False
+    command: Sequence[str]
+    containers: Sequence[ContainerDefinition | Mapping[str, Any]]
+    """As ECS has them: definitions, or mappings with ECS's member names."""
 
 
-def single(options: Options) -> RunRequest:
-    """The request for a task of one container; InvalidParameterException says what is wrong."""
-    mounts = [volume(text) for text in options.volumes]
-    container = ContainerDefinition(
-        name=options.name or CONTAINER,
-        image=anchored(options.image),
-        command=tuple(options.command) or None,
-        entry_point=None if options.entry_point is None else tuple(options.entry_point),
-        environment=tuple(
-            KeyValuePair(name=name, value=value) for name, value in options.environment.items()
-        ),
-        user=options.user,
-        working_directory=options.working_directory,
-        readonly_root_filesystem=options.read_only,
-        linux_parameters=LinuxParameters(init_process_enabled=options.init),
-        ulimits=tuple(ulimit(text) for text in options.ulimits),
-        stop_timeout=options.stop_timeout,
-        mount_points=tuple(mounts),
-        port_mappings=tuple(port(text) for text in options.ports),
-        interactive=options.interactive,
-        pseudo_terminal=options.terminal,
-    )
-    names = dict.fromkeys(mount.source_volume for mount in mounts)
+ONE_CONTAINER = {
+    *("command", "environment", "user", "working_directory", "entry_point", "read_only", "init"),
+    *("ulimits", "ports", "stop_timeout", "interactive", "terminal"),
+}
+"""Options that say something about the one container of `image`."""
+
+
+def task_request(**wanted: Unpack[TaskOptions]) -> RunRequest:
+    """What to ask of the agent; InvalidParameterException says which option is wrong."""
+    containers = wanted.get("containers") or ()
+    if bool(containers) == ("image" in wanted):
+        raise InvalidParameterException("a task needs either an image or containers")
+    if containers:
+        if misplaced := ONE_CONTAINER & wanted.keys():
+            raise InvalidParameterException(f"{', '.join(sorted(misplaced))}: say it per container")
+        definitions = tuple(_definition(each) for each in containers)
+        volumes = list(wanted.get("volumes", ()))
+    else:
+        definitions = (_single(wanted),)
+        volumes = [mount.source_volume for mount in definitions[0].mount_points]
     return RunRequest(
         definition=TaskDefinition(
-            family=options.name or FAMILY,
-            cpu=options.cpu,
-            memory=options.memory,
-            container_definitions=(container,),
-            volumes=tuple(Volume(name=name) for name in names),
+            family=wanted.get("name", FAMILY),
+            cpu=str(wanted.get("cpu", "256")),
+            memory=str(wanted.get("memory", "512")),
+            container_definitions=definitions,
+            volumes=tuple(Volume(name=name) for name in dict.fromkeys(volumes)),
         ),
-        pull=options.pull,
-        platform=options.platform,
-        platform_version=options.platform_version,
-        remove=options.remove,
+        pull=wanted.get("pull", "missing"),
+        platform=wanted.get("platform"),
+        platform_version=wanted.get("platform_version", "LATEST"),
+        remove=wanted.get("remove", False),
     )
+
+
+def _single(wanted: TaskOptions) -> ContainerDefinition:
+    entry_point = wanted.get("entry_point")
+    return ContainerDefinition(
+        name=wanted.get("name", CONTAINER),
+        image=anchored(wanted["image"]),
+        command=tuple(wanted.get("command", ())) or None,
+        entry_point=None if entry_point is None else tuple(entry_point),
+        environment=tuple(
+            KeyValuePair(name=name, value=value)
+            for name, value in wanted.get("environment", {}).items()
+        ),
+        user=wanted.get("user"),
+        working_directory=wanted.get("working_directory"),
+        readonly_root_filesystem=wanted.get("read_only", False),
+        linux_parameters=LinuxParameters(init_process_enabled=wanted.get("init", False)),
+        ulimits=tuple(ulimit(text) for text in wanted.get("ulimits", ())),
+        stop_timeout=wanted.get("stop_timeout"),
+        mount_points=tuple(volume(text) for text in wanted.get("volumes", ())),
+        port_mappings=tuple(port(text) for text in wanted.get("ports", ())),
+        interactive=wanted.get("interactive", False),
+        pseudo_terminal=wanted.get("terminal", False),
+    )
+
+
+def _definition(given: ContainerDefinition | Mapping[str, Any]) -> ContainerDefinition:
+    try:
+        definition = (
+            given
+            if isinstance(given, ContainerDefinition)
+            else msgspec.convert(given, ContainerDefinition)
+        )
+    except msgspec.ValidationError as error:
+        raise InvalidParameterException(f"containers: {error}") from None
+    return msgspec.structs.replace(definition, image=anchored(definition.image))
 
 
 def volume(text: str) -> MountPoint:
@@ -100,7 +147,7 @@ def volume(text: str) -> MountPoint:
     path, _, mode = rest.partition(":")
     if source.startswith(("/", ".", "~")):
         raise InvalidParameterException(
-            f"volume {text}: host directories are not mounted, `sandbox cp` copies them into the task"
+            f"volume {text}: host directories are not mounted, `sandbox cp` copies them in"
         )
     if not source or not path.startswith("/") or mode not in ("", "ro", "rw"):
         raise InvalidParameterException(f"volume {text}: expected NAME:/path or NAME:/path:ro")

@@ -1,0 +1,125 @@
+"""The verbs of control in the caller's own process and trio loop: no socket between.
+
+The agent that is embedded serves its control socket as any other does, so `sandbox ps` works beside
+the program. `sandbox.agent` is imported when it is asked for: a program that only connects never
+loads it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from sandbox.client.backend import Progress
+from sandbox.client.place import Place
+from sandbox.model.observed import Event, ExecRequest, LogRecord, TaskStats
+from sandbox.model.request import RunRequest, Streams
+from sandbox.model.task import TaskView
+
+if TYPE_CHECKING:
+    from sandbox.agent import Agent
+
+
+@asynccontextmanager
+async def embed(where: Place, config: Mapping[str, Any]) -> AsyncGenerator[Embedded]:
+    """An agent in this process; AgentRunning when another holds the state directory."""
+    from sandbox.agent import open_agent
+
+    _log_to_stderr()
+    async with open_agent(Path(where.state_dir), Path(where.run_dir), config) as agent:
+        yield Embedded(agent)
+
+
+def _log_to_stderr() -> None:
+    """Unless the program has its own mind: structlog's default would write into its stdout."""
+    import structlog
+
+    if not structlog.is_configured():
+        structlog.configure(
+            wrapper_class=structlog.make_filtering_bound_logger("warning"),
+            logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        )
+
+
+class Embedded:
+    """The backend over an agent in this process."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._tasks = agent.tasks
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        self._owner = f"{boot_id}:{os.getpid()}"
+
+    async def run(
+        self,
+        request: RunRequest,
+        *,
+        owned: bool,
+        streams: Mapping[str, Streams],
+        progress: Progress | None,
+    ) -> TaskView:
+        return await self._tasks.run(
+            request,
+            owner=self._owner if owned else None,
+            streams=dict(streams),
+            progress=progress,
+        )
+
+    async def stop(self, task: str, *, reason: str | None = None) -> TaskView:
+        return await self._tasks.stop(task, reason=reason)
+
+    async def kill(self, task: str, signal: int, *, container: str | None = None) -> None:
+        await self._tasks.kill(task, signal, container=container)
+
+    async def describe(self, task: str) -> TaskView:
+        return self._tasks.describe(task)
+
+    async def list(
+        self, *, desired_status: Literal["RUNNING", "STOPPED"] | None = None
+    ) -> list[TaskView]:
+        return self._tasks.list(desired_status=desired_status)
+
+    def watch(self, task: str) -> AsyncIterator[TaskView]:
+        return self._tasks.watch(task)
+
+    async def remove(self, task: str) -> None:
+        await self._tasks.remove(task)
+
+    async def exec(self, task: str, request: ExecRequest, *, streams: Streams) -> int:
+        return await self._tasks.exec(task, request, streams=streams)
+
+    def logs(
+        self,
+        task: str,
+        *,
+        container: str | None = None,
+        since: float | None = None,
+        tail: int | None = None,
+        follow: bool = False,
+    ) -> AsyncIterator[LogRecord]:
+        return self._tasks.logs(task, container=container, since=since, tail=tail, follow=follow)
+
+    async def stats(self, task: str) -> TaskStats:
+        return await self._tasks.stats(task)
+
+    def events(self, *, after: int | None = None, follow: bool = False) -> AsyncIterator[Event]:
+        return self._tasks.events(after=after, follow=follow)
+
+    async def put(
+        self, task: str, path: str, archive: int, *, container: str | None = None
+    ) -> None:
+        try:
+            await self._tasks.put(task, path, archive, container=container)
+        finally:
+            os.close(archive)
+
+    async def get(
+        self, task: str, path: str, archive: int, *, container: str | None = None
+    ) -> None:
+        try:
+            await self._tasks.get(task, path, archive, container=container)
+        finally:
+            os.close(archive)
