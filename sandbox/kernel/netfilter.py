@@ -34,6 +34,8 @@ from pyroute2 import IPSet
 from pyroute2.netlink.exceptions import NetlinkError
 
 from sandbox.errors import KernelError
+from sandbox.kernel import native
+from sandbox.kernel.thread import KernelThread
 
 Family = Literal["inet", "inet6"]
 Backend = Literal["nft", "legacy"]
@@ -75,6 +77,11 @@ class RuleSet:
     """False: the tables become exactly this. True: only the chains named here are replaced."""
 
 
+PROBE = RuleSet(
+    tables=(Table("mangle", (Chain("FORWARD", (("-j", "probe"),), "DROP"), Chain("probe"))),)
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Counter:
     packets: int
@@ -113,15 +120,22 @@ class Iptables:
 
     @classmethod
     def detect(cls, lock_file: str) -> Iptables:
-        """The first backend whose programs are installed and which this kernel can do.
-
-        Call it in a scratch namespace: asking the legacy backend creates its tables.
-        """
+        """The first backend whose programs are installed and which this kernel can do."""
         for backend in BACKENDS:
             found = cls(backend, lock_file)
-            if found._works():
+            if found.works():
                 return found
         raise KernelError("iptables-restore", "neither nft nor legacy works", errno.ENOENT)
+
+    def works(self) -> bool:
+        """Tried out in a namespace of its own: `--test` passes even where the kernel cannot."""
+        with KernelThread("iptables-probe") as scratch:
+            try:
+                scratch.call(native.unshare, native.CLONE_NEWNET)
+                scratch.call(self.load, PROBE)
+            except KernelError:
+                return False
+        return True
 
     def load(self, rules: RuleSet) -> None:
         """Make the kernel's tables these. All of a table or nothing of it; tables one by one."""
@@ -136,13 +150,6 @@ class Iptables:
                 counter = Counter(int(match[1]), int(match[2]))
                 found.setdefault(match[3], []).append(counter)
         return {chain: tuple(counters) for chain, counters in found.items()}
-
-    def _works(self) -> bool:
-        try:
-            self._run("inet", "restore", ["--test", "--noflush"], "*mangle\nCOMMIT\n")
-        except KernelError:
-            return False
-        return True
 
     def _run(self, family: Family, verb: str, options: list[str], text: str) -> str:
         prefix = "iptables" if family == "inet" else "ip6tables"
@@ -167,7 +174,7 @@ class Iptables:
         except OSError as error:
             raise KernelError("exec", name, error.errno or errno.EIO) from error
         if done.returncode != 0:
-            raise KernelError(name, _first_line(done.stderr), errno.EINVAL)
+            raise KernelError(name, _complaint(done.stderr), errno.EINVAL)
         return done.stdout
 
 
@@ -176,9 +183,10 @@ def _search_path() -> str:
     return os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
 
 
-def _first_line(message: str) -> str:
-    first, *_ = message.strip().splitlines() or ["no message"]
-    return first.partition(": ")[2] or first
+def _complaint(message: str) -> str:
+    """What is wrong, without "iptables-nft-restore v1.8.9 (nf_tables): " before it."""
+    text = re.sub(r"^\S+ v[\d.]+ \(\w+\): ", "", message).strip()
+    return text.partition("\n")[0] or "no message"
 
 
 # Address sets ----------------------------------------------------------------------------------

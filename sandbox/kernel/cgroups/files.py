@@ -22,6 +22,8 @@ from sandbox.errors import KernelError
 from sandbox.kernel.cgroups.hierarchies import Branch
 from sandbox.kernel.cgroups.limits import Limits
 
+DEFAULT_PERIOD_US = 100_000
+
 # Version 1 says "no limit" with the largest multiple of a page in a long.
 V1_UNLIMITED = 1 << 62
 
@@ -124,8 +126,9 @@ class CpuV2(Files):
 
 class CpuV1(Files, CpuController):  # type: ignore[misc]
     def apply(self, limits: Limits, *, new: bool) -> None:
-        if not new or limits.cpu_quota_us is not None:
+        if not new or limits.cpu_period_us != DEFAULT_PERIOD_US:
             self.cfs_period_us = limits.cpu_period_us
+        if not new or limits.cpu_quota_us is not None:
             self.cfs_quota_us = limits.cpu_quota_us
         if not new or limits.cpu_weight is not None:
             self.shares = shares(100 if limits.cpu_weight is None else limits.cpu_weight)
