@@ -28,218 +28,253 @@ static struct program program;
 
 /* Field 22 of /proc/PID/stat: with it a pid names one process for ever. */
 static uint64_t start_time_of(int pid) {
-  char path[32], text[1024];
-  snprintf(path, sizeof path, "/proc/%d/stat", pid);
-  int fd = open(path, O_RDONLY | O_CLOEXEC);
-  ssize_t size = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
-  if (fd >= 0) close(fd);
-  if (size <= 0) return 0;
-  text[size] = 0;
-  char *at = strrchr(text, ')'); /* the name may hold anything, so count from its end */
-  for (int field = 2; at && field < 22; field++) at = strchr(at + 1, ' ');
-  return at ? strtoull(at, NULL, 10) : 0;
+    char path[32], text[1024];
+    snprintf(path, sizeof path, "/proc/%d/stat", pid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t size = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    if (fd >= 0)
+        close(fd);
+    if (size <= 0)
+        return 0;
+    text[size] = 0;
+    char *at = strrchr(text, ')'); /* the name may hold anything, so count from its end */
+    for (int field = 2; at && field < 22; field++)
+        at = strchr(at + 1, ' ');
+    return at ? strtoull(at, NULL, 10) : 0;
 }
 
 static void write_status(const char *name, const char *text) {
-  int fd = openat(STATUS_FD, "new", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-  if (fd < 0 || write(fd, text, strlen(text)) != (ssize_t)strlen(text)) return;
-  close(fd);
-  renameat(STATUS_FD, "new", STATUS_FD, name);
+    int fd = openat(STATUS_FD, "new", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (fd < 0 || write(fd, text, strlen(text)) != (ssize_t)strlen(text))
+        return;
+    close(fd);
+    renameat(STATUS_FD, "new", STATUS_FD, name);
 }
 
 static void write_pids(int init, uint64_t init_start, int terminal) {
-  char text[512];
-  int at = snprintf(text, sizeof text, "keeper %d %llu\n", getpid(),
-                    (unsigned long long)start_time_of(getpid()));
-  if (init)
-    at += snprintf(text + at, sizeof text - (size_t)at, "init %d %llu\n", init,
-                   (unsigned long long)init_start);
-  if (terminal >= 0) at += snprintf(text + at, sizeof text - (size_t)at, "terminal %d\n", terminal);
-  const struct record *user = program_find(&program, OP_USERNS);
-  const struct record *net = program_find(&program, OP_NETNS);
-  if (user) at += snprintf(text + at, sizeof text - (size_t)at, "userns %d\n", (int)user->n[0]);
-  if (net) snprintf(text + at, sizeof text - (size_t)at, "netns %d\n", (int)net->n[0]);
-  write_status("pid", text);
+    char text[512];
+    int at = snprintf(text, sizeof text, "keeper %d %llu\n", getpid(),
+                      (unsigned long long)start_time_of(getpid()));
+    if (init)
+        at += snprintf(text + at, sizeof text - (size_t)at, "init %d %llu\n", init,
+                       (unsigned long long)init_start);
+    if (terminal >= 0)
+        at += snprintf(text + at, sizeof text - (size_t)at, "terminal %d\n", terminal);
+    const struct record *user = program_find(&program, OP_USERNS);
+    const struct record *net = program_find(&program, OP_NETNS);
+    if (user)
+        at += snprintf(text + at, sizeof text - (size_t)at, "userns %d\n", (int)user->n[0]);
+    if (net)
+        snprintf(text + at, sizeof text - (size_t)at, "netns %d\n", (int)net->n[0]);
+    write_status("pid", text);
 }
 
 static void report(uint32_t kind, uint32_t record, int32_t value, uint64_t start_time) {
-  struct report r = {kind, record, value, 0, start_time, now_ns()};
-  if (kind != REPORT_STARTED) {
-    char text[96];
-    snprintf(text, sizeof text, "%s %u %d %llu\n", kind == REPORT_ENDED ? "ended" : "failed", record,
-             value, (unsigned long long)r.at_ns);
-    write_status("exit", text);
-  }
-  /* The agent may be gone; it finds the file. */
-  if (write(REPORT_FD, &r, sizeof r) < 0) errno = 0;
+    struct report r = {kind, record, value, 0, start_time, now_ns()};
+    if (kind != REPORT_STARTED) {
+        char text[96];
+        snprintf(text, sizeof text, "%s %u %d %llu\n", kind == REPORT_ENDED ? "ended" : "failed",
+                 record, value, (unsigned long long)r.at_ns);
+        write_status("exit", text);
+    }
+    /* The agent may be gone; it finds the file. */
+    if (write(REPORT_FD, &r, sizeof r) < 0)
+        errno = 0;
 }
 
 /* The keeper itself cannot work: told like a failed record, with a number that no record has. */
 static _Noreturn void give_up(const char *what) {
-  int error = errno;
-  fprintf(stderr, "keeper: %s: %s\n", what, strerror(error));
-  report(REPORT_FAILED, NO_FD, error, 0);
-  _exit(125);
+    int error = errno;
+    fprintf(stderr, "keeper: %s: %s\n", what, strerror(error));
+    report(REPORT_FAILED, NO_FD, error, 0);
+    _exit(125);
 }
 
 static void load_program(void) {
-  struct stat st;
-  int seals = fcntl(PROGRAM_FD, F_GET_SEALS);
-  if ((seals & (F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW)) !=
-      (F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW))
-    give_up("the program is not sealed");
-  if (fstat(PROGRAM_FD, &st) || st.st_size > MAX_PROGRAM) give_up("program");
-  void *data = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, PROGRAM_FD, 0);
-  if (data == MAP_FAILED) give_up("program");
-  close(PROGRAM_FD);
-  const char *wrong = program_read(&program, data, (size_t)st.st_size);
-  if (wrong) errno = EBADMSG, give_up(wrong);
+    struct stat st;
+    int seals = fcntl(PROGRAM_FD, F_GET_SEALS);
+    if ((seals & (F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW)) !=
+        (F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW))
+        give_up("the program is not sealed");
+    if (fstat(PROGRAM_FD, &st) || st.st_size > MAX_PROGRAM)
+        give_up("program");
+    void *data = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, PROGRAM_FD, 0);
+    if (data == MAP_FAILED)
+        give_up("program");
+    close(PROGRAM_FD);
+    const char *wrong = program_read(&program, data, (size_t)st.st_size);
+    if (wrong)
+        errno = EBADMSG, give_up(wrong);
 }
 
 static void hold_lock(void) {
-  int fd = openat(STATUS_FD, "lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-  if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB)) give_up("lock");
+    int fd = openat(STATUS_FD, "lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB))
+        give_up("lock");
 }
 
 /* Reads what A and B say until exec, or the end of both, closes the pipe. */
 static int hear(int fd, struct notice *failed) {
-  struct notice notice;
-  int pid = 0;
-  *failed = (struct notice){0};
-  for (;;) {
-    ssize_t size = read(fd, &notice, sizeof notice);
-    if (size < 0 && errno == EINTR) continue;
-    if (size != sizeof notice) return pid;
-    if (notice.kind == NOTICE_PID) pid = notice.value;
-    if (notice.kind == NOTICE_FAILED && !failed->value) *failed = notice;
-  }
+    struct notice notice;
+    int pid = 0;
+    *failed = (struct notice){0};
+    for (;;) {
+        ssize_t size = read(fd, &notice, sizeof notice);
+        if (size < 0 && errno == EINTR)
+            continue;
+        if (size != sizeof notice)
+            return pid;
+        if (notice.kind == NOTICE_PID)
+            pid = notice.value;
+        if (notice.kind == NOTICE_FAILED && !failed->value)
+            *failed = notice;
+    }
 }
 
 static int receive_descriptor(int socket) {
-  char byte, control[CMSG_SPACE(sizeof(int))];
-  struct iovec data = {&byte, 1};
-  struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = control,
-                           .msg_controllen = sizeof control};
-  int fd = -1;
-  if (recvmsg(socket, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT) == 1 && CMSG_FIRSTHDR(&message))
-    memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof fd);
-  return fd;
+    char byte, control[CMSG_SPACE(sizeof(int))];
+    struct iovec data = {&byte, 1};
+    struct msghdr message = {.msg_iov = &data,
+                             .msg_iovlen = 1,
+                             .msg_control = control,
+                             .msg_controllen = sizeof control};
+    int fd = -1;
+    if (recvmsg(socket, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT) == 1 && CMSG_FIRSTHDR(&message))
+        memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof fd);
+    return fd;
 }
 
 static int start(struct streams *streams, int *init) {
-  int notice[2], terminal[2] = {-1, -1};
-  const struct record *cgroup = program_find(&program, OP_CGROUP);
-  if (pipe2(notice, O_CLOEXEC)) give_up("pipe");
-  if (program_find(&program, OP_TERMINAL) &&
-      socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, terminal))
-    give_up("socketpair");
-  struct child_fds fds = {.in = streams->child[0], .out = streams->child[1],
-                          .err = streams->child[2], .notice = notice[1], .terminal = terminal[1],
-                          .self = open("/proc/self/exe", O_RDONLY | O_CLOEXEC)};
-  int a = sys_clone3(0, cgroup ? (int)cgroup->n[0] : -1, SIGCHLD);
-  if (a < 0) {
-    report(REPORT_FAILED, 0, errno, 0);
-    return 0;
-  }
-  if (a == 0) child_run(&program, &fds);
-  close(notice[1]);
-  struct notice failed;
-  *init = hear(notice[0], &failed);
-  close(notice[0]);
-  waitpid(a, NULL, 0);
-  if (failed.value || !*init) {
-    if (*init) waitpid(*init, NULL, 0);
-    report(REPORT_FAILED, failed.record, failed.value ? failed.value : EIO, 0);
-    return 0;
-  }
-  if (terminal[0] >= 0) streams_terminal(streams, receive_descriptor(terminal[0]));
-  close(fds.self);
-  if (terminal[0] >= 0) close(terminal[0]), close(terminal[1]);
-  return 1;
+    int notice[2], terminal[2] = {-1, -1};
+    const struct record *cgroup = program_find(&program, OP_CGROUP);
+    if (pipe2(notice, O_CLOEXEC))
+        give_up("pipe");
+    if (program_find(&program, OP_TERMINAL) &&
+        socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, terminal))
+        give_up("socketpair");
+    struct child_fds fds = {.in = streams->child[0],
+                            .out = streams->child[1],
+                            .err = streams->child[2],
+                            .notice = notice[1],
+                            .terminal = terminal[1],
+                            .self = open("/proc/self/exe", O_RDONLY | O_CLOEXEC)};
+    int a = sys_clone3(0, cgroup ? (int)cgroup->n[0] : -1, SIGCHLD);
+    if (a < 0) {
+        report(REPORT_FAILED, 0, errno, 0);
+        return 0;
+    }
+    if (a == 0)
+        child_run(&program, &fds);
+    close(notice[1]);
+    struct notice failed;
+    *init = hear(notice[0], &failed);
+    close(notice[0]);
+    waitpid(a, NULL, 0);
+    if (failed.value || !*init) {
+        if (*init)
+            waitpid(*init, NULL, 0);
+        report(REPORT_FAILED, failed.record, failed.value ? failed.value : EIO, 0);
+        return 0;
+    }
+    if (terminal[0] >= 0)
+        streams_terminal(streams, receive_descriptor(terminal[0]));
+    close(fds.self);
+    if (terminal[0] >= 0)
+        close(terminal[0]), close(terminal[1]);
+    return 1;
 }
 
 /* What only the start needed: a mount held here would outlive the container's own namespace. */
 static void let_go(void) {
-  for (uint32_t i = 0; i < program.count; i++)
-    switch (program.record[i].op) {
-    case OP_ROOT:
-    case OP_BIND:
-    case OP_CGROUP:
-    case OP_TASKS:
-    case OP_JOIN: close((int)program.record[i].n[0]);
-    }
+    for (uint32_t i = 0; i < program.count; i++)
+        switch (program.record[i].op) {
+        case OP_ROOT:
+        case OP_BIND:
+        case OP_CGROUP:
+        case OP_TASKS:
+        case OP_JOIN:
+            close((int)program.record[i].n[0]);
+        }
 }
 
 /* 1 when the container's first process has been reaped now. */
 static int reap(int init) {
-  int status;
-  pid_t pid;
-  while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
-    if (pid == init) {
-      report(REPORT_ENDED, 0, status, 0);
-      return 1;
-    }
-  return 0;
+    int status;
+    pid_t pid;
+    while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
+        if (pid == init) {
+            report(REPORT_ENDED, 0, status, 0);
+            return 1;
+        }
+    return 0;
 }
 
 static void tend(struct streams *streams, int signals, int init) {
-  int ended = 0;
-  while (!ended || streams_open(streams)) {
-    int told = streams_turn(streams, signals, ended);
-    struct signalfd_siginfo info;
-    while (told && read(signals, &info, sizeof info) == sizeof info) {
-      if (info.ssi_signo == SIGTERM) streams_detach(streams);
-      if (info.ssi_signo == SIGCHLD && !ended) ended = reap(init);
+    int ended = 0;
+    while (!ended || streams_open(streams)) {
+        int told = streams_turn(streams, signals, ended);
+        struct signalfd_siginfo info;
+        while (told && read(signals, &info, sizeof info) == sizeof info) {
+            if (info.ssi_signo == SIGTERM)
+                streams_detach(streams);
+            if (info.ssi_signo == SIGCHLD && !ended)
+                ended = reap(init);
+        }
     }
-  }
 }
 
 static int keep(unsigned descriptors) {
-  sigset_t handled;
-  struct streams streams;
-  int init = 0;
-  prctl(PR_SET_DUMPABLE, 0); /* nobody in a namespace of the task may look into K, A or B */
-  prctl(PR_SET_NAME, "sandbox-keeper");
-  signal(SIGPIPE, SIG_IGN);
-  sigemptyset(&handled);
-  sigaddset(&handled, SIGCHLD);
-  sigaddset(&handled, SIGTERM);
-  sigprocmask(SIG_SETMASK, &handled, NULL);
-  unsigned first_free = REPORT_FD + 1 + descriptors;
-  syscall(SYS_close_range, first_free, ~0u, 0);
-  syscall(SYS_close_range, 3, first_free - 1, 4 /* CLOSE_RANGE_CLOEXEC */);
-  setsid();
-  if (chdir("/")) give_up("chdir /");
-  umask(077);
-  load_program();
-  hold_lock();
-  write_pids(0, 0, -1);
-  int signals = signalfd(-1, &handled, SFD_CLOEXEC | SFD_NONBLOCK);
-  if (signals < 0 || streams_make(&streams, &program)) give_up("streams");
-  if (!start(&streams, &init)) return 1;
-  uint64_t init_start = start_time_of(init);
-  streams_started(&streams);
-  let_go();
-  write_pids(init, init_start, streams.terminal);
-  report(REPORT_STARTED, 0, init, init_start);
-  tend(&streams, signals, init);
-  /* The agent was woken by the report; only now comes what waits for the disk. */
-  log_sync(&streams.log);
-  fsync(STATUS_FD);
-  return 0;
+    sigset_t handled;
+    struct streams streams;
+    int init = 0;
+    prctl(PR_SET_DUMPABLE, 0); /* nobody in a namespace of the task may look into K, A or B */
+    prctl(PR_SET_NAME, "sandbox-keeper");
+    signal(SIGPIPE, SIG_IGN);
+    sigemptyset(&handled);
+    sigaddset(&handled, SIGCHLD);
+    sigaddset(&handled, SIGTERM);
+    sigprocmask(SIG_SETMASK, &handled, NULL);
+    unsigned first_free = REPORT_FD + 1 + descriptors;
+    syscall(SYS_close_range, first_free, ~0u, 0);
+    syscall(SYS_close_range, 3, first_free - 1, 4 /* CLOSE_RANGE_CLOEXEC */);
+    setsid();
+    if (chdir("/"))
+        give_up("chdir /");
+    umask(077);
+    load_program();
+    hold_lock();
+    write_pids(0, 0, -1);
+    int signals = signalfd(-1, &handled, SFD_CLOEXEC | SFD_NONBLOCK);
+    if (signals < 0 || streams_make(&streams, &program))
+        give_up("streams");
+    if (!start(&streams, &init))
+        return 1;
+    uint64_t init_start = start_time_of(init);
+    streams_started(&streams);
+    let_go();
+    write_pids(init, init_start, streams.terminal);
+    report(REPORT_STARTED, 0, init, init_start);
+    tend(&streams, signals, init);
+    /* The agent was woken by the report; only now comes what waits for the disk. */
+    log_sync(&streams.log);
+    fsync(STATUS_FD);
+    return 0;
 }
 
 static int print_records(void) {
 #define X(name, number, shape, stage) printf("%d %s %s\n", number, #name, *shape ? shape : "-");
-  RECORDS(X)
+    RECORDS(X)
 #undef X
-  return 0;
+    return 0;
 }
 
 int main(int argc, char **argv) {
-  if (argc > 3 && !strcmp(argv[0], "sandbox-init")) init_run(argv, environ);
-  if (argc == 2 && !strcmp(argv[1], "--records")) return print_records();
-  if (argc == 2) return keep((unsigned)strtoul(argv[1], NULL, 10));
-  fprintf(stderr, "keeper: started by sandbox's agent, not by hand\n");
-  return 125;
+    if (argc > 3 && !strcmp(argv[0], "sandbox-init"))
+        init_run(argv, environ);
+    if (argc == 2 && !strcmp(argv[1], "--records"))
+        return print_records();
+    if (argc == 2)
+        return keep((unsigned)strtoul(argv[1], NULL, 10));
+    fprintf(stderr, "keeper: started by sandbox's agent, not by hand\n");
+    return 125;
 }

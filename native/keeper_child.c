@@ -20,107 +20,134 @@
 #include "keeper_child.h"
 
 int sys_clone3(uint64_t flags, int cgroup_fd, uint64_t exit_signal) {
-  struct clone_args args = {.flags = flags, .exit_signal = exit_signal};
-  if (cgroup_fd >= 0) {
-    args.flags |= CLONE_INTO_CGROUP;
-    args.cgroup = (uint64_t)cgroup_fd;
-  }
-  return (int)syscall(SYS_clone3, &args, sizeof args);
+    struct clone_args args = {.flags = flags, .exit_signal = exit_signal};
+    if (cgroup_fd >= 0) {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = (uint64_t)cgroup_fd;
+    }
+    return (int)syscall(SYS_clone3, &args, sizeof args);
 }
 
 _Noreturn void child_fail(const struct child *c, int error) {
-  struct notice notice = {NOTICE_FAILED, c->index, error};
-  ssize_t ignored = write(c->fds->notice, &notice, sizeof notice);
-  (void)ignored;
-  _exit(125);
+    struct notice notice = {NOTICE_FAILED, c->index, error};
+    ssize_t ignored = write(c->fds->notice, &notice, sizeof notice);
+    (void)ignored;
+    _exit(125);
 }
 
 static void write_self(const struct child *c, const char *path, const char *text) {
-  int fd = open(path, O_WRONLY | O_CLOEXEC);
-  if (fd < 0 || write(fd, text, strlen(text)) < 0) child_fail(c, errno);
-  close(fd);
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0 || write(fd, text, strlen(text)) < 0)
+        child_fail(c, errno);
+    close(fd);
 }
 
 /* A hard limit can be raised only by the host's root, so A does it first of all; B sets both as
  * asked, last of all, because a small one would be in the way of what comes before. */
 static int raise_limit(const struct record *r) {
-  struct rlimit now;
-  if (r->op != OP_RLIMIT) return 0;
-  if (getrlimit((int)r->n[0], &now)) return -1;
-  if (now.rlim_max >= r->n[2]) return 0;
-  now.rlim_max = r->n[2];
-  return setrlimit((int)r->n[0], &now);
+    struct rlimit now;
+    if (r->op != OP_RLIMIT)
+        return 0;
+    if (getrlimit((int)r->n[0], &now))
+        return -1;
+    if (now.rlim_max >= r->n[2])
+        return 0;
+    now.rlim_max = r->n[2];
+    return setrlimit((int)r->n[0], &now);
 }
 
 /* Ids first: what B mounts and makes belongs to the task's own root from the start. */
 static int become_root_of(int userns) {
-  if (setns(userns, CLONE_NEWUSER)) return -1;
-  if (setgroups(0, NULL) || setresgid(0, 0, 0) || setresuid(0, 0, 0)) return -1;
-  return 0;
+    if (setns(userns, CLONE_NEWUSER))
+        return -1;
+    if (setgroups(0, NULL) || setresgid(0, 0, 0) || setresuid(0, 0, 0))
+        return -1;
+    return 0;
 }
 
 #define JOINED                                                                                     \
-  (CLONE_NEWUSER | CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS |       \
-   CLONE_NEWCGROUP)
+    (CLONE_NEWUSER | CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS |     \
+     CLONE_NEWCGROUP)
 
 static int join(int pidfd) {
-  if (setns(pidfd, JOINED)) return -1;
-  return setgroups(0, NULL) || setresgid(0, 0, 0) || setresuid(0, 0, 0) ? -1 : 0;
+    if (setns(pidfd, JOINED))
+        return -1;
+    return setgroups(0, NULL) || setresgid(0, 0, 0) || setresuid(0, 0, 0) ? -1 : 0;
 }
 
 static void enter(struct child *c, const struct record *r) {
-  char text[16];
-  int failed = 0;
-  switch (r->op) {
-  case OP_TASKS: failed = write((int)r->n[0], "0", 1) != 1; break;
-  case OP_OOM_SCORE:
-    snprintf(text, sizeof text, "%u", (unsigned)r->n[0]);
-    write_self(c, "/proc/self/oom_score_adj", text);
-    break;
-  case OP_USERNS: failed = become_root_of((int)r->n[0]); break;
-  case OP_NETNS: failed = setns((int)r->n[0], CLONE_NEWNET); break;
-  case OP_PIDNS: failed = setns((int)r->n[0], CLONE_NEWPID); break;
-  case OP_JOIN: failed = join((int)r->n[0]); break;
-  default: break;
-  }
-  if (failed) child_fail(c, errno);
+    char text[16];
+    int failed = 0;
+    switch (r->op) {
+    case OP_TASKS:
+        failed = write((int)r->n[0], "0", 1) != 1;
+        break;
+    case OP_OOM_SCORE:
+        snprintf(text, sizeof text, "%u", (unsigned)r->n[0]);
+        write_self(c, "/proc/self/oom_score_adj", text);
+        break;
+    case OP_USERNS:
+        failed = become_root_of((int)r->n[0]);
+        break;
+    case OP_NETNS:
+        failed = setns((int)r->n[0], CLONE_NEWNET);
+        break;
+    case OP_PIDNS:
+        failed = setns((int)r->n[0], CLONE_NEWPID);
+        break;
+    case OP_JOIN:
+        failed = join((int)r->n[0]);
+        break;
+    default:
+        break;
+    }
+    if (failed)
+        child_fail(c, errno);
 }
 
 static uint64_t namespaces_of_b(const struct program *program) {
-  if (program_find(program, OP_JOIN)) return 0;
-  uint64_t flags = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP;
-  return program_find(program, OP_PIDNS) ? flags : flags | CLONE_NEWPID;
+    if (program_find(program, OP_JOIN))
+        return 0;
+    uint64_t flags = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP;
+    return program_find(program, OP_PIDNS) ? flags : flags | CLONE_NEWPID;
 }
 
 static void wire_streams(struct child *c) {
-  if (dup2(c->fds->in, 0) < 0 || dup2(c->fds->out, 1) < 0 || dup2(c->fds->err, 2) < 0)
-    child_fail(c, errno);
+    if (dup2(c->fds->in, 0) < 0 || dup2(c->fds->out, 1) < 0 || dup2(c->fds->err, 2) < 0)
+        child_fail(c, errno);
 }
 
 _Noreturn void child_run(const struct program *program, const struct child_fds *fds) {
-  struct child c = {.program = program, .fds = fds, .root = -1, .null = -1, .empty = -1};
-  struct sigaction standard = {.sa_handler = SIG_DFL};
-  sigset_t none;
-  for (int s = 1; s < 65; s++) sigaction(s, &standard, NULL);
-  umask(022);
-  setpriority(PRIO_PROCESS, 0, 0);
-  setsid();
-  for (c.index = 0; c.index < program->count; c.index++)
-    if (raise_limit(&program->record[c.index])) child_fail(&c, errno);
-  for (c.index = 0; c.index < program->count; c.index++) enter(&c, &program->record[c.index]);
-  /* The records that need the agent's descriptors in A are done; those of B are mounts. */
-  int pid = sys_clone3(CLONE_PARENT | namespaces_of_b(program), -1, 0);
-  if (pid < 0) child_fail(&c, errno);
-  if (pid) {
-    struct notice notice = {NOTICE_PID, 0, pid};
-    _exit(write(fds->notice, &notice, sizeof notice) < 0);
-  }
-  setsid();
-  syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL); /* never the agent's; keyctl is filtered */
-  if (program_find(program, OP_JOIN)) c.root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
-  sigemptyset(&none);
-  sigprocmask(SIG_SETMASK, &none, NULL);
-  wire_streams(&c);
-  for (c.index = 0; c.index < program->count; c.index++) container_step(&c, &program->record[c.index]);
-  _exit(125); /* not reached: EXEC is the last record and does not return */
+    struct child c = {.program = program, .fds = fds, .root = -1, .null = -1, .empty = -1};
+    struct sigaction standard = {.sa_handler = SIG_DFL};
+    sigset_t none;
+    for (int s = 1; s < 65; s++)
+        sigaction(s, &standard, NULL);
+    umask(022);
+    setpriority(PRIO_PROCESS, 0, 0);
+    setsid();
+    for (c.index = 0; c.index < program->count; c.index++)
+        if (raise_limit(&program->record[c.index]))
+            child_fail(&c, errno);
+    for (c.index = 0; c.index < program->count; c.index++)
+        enter(&c, &program->record[c.index]);
+    /* The records that need the agent's descriptors in A are done; those of B are mounts. */
+    int pid = sys_clone3(CLONE_PARENT | namespaces_of_b(program), -1, 0);
+    if (pid < 0)
+        child_fail(&c, errno);
+    if (pid) {
+        struct notice notice = {NOTICE_PID, 0, pid};
+        _exit(write(fds->notice, &notice, sizeof notice) < 0);
+    }
+    setsid();
+    syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING,
+            NULL); /* never the agent's; keyctl is filtered */
+    if (program_find(program, OP_JOIN))
+        c.root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    wire_streams(&c);
+    for (c.index = 0; c.index < program->count; c.index++)
+        container_step(&c, &program->record[c.index]);
+    _exit(125); /* not reached: EXEC is the last record and does not return */
 }

@@ -5,11 +5,11 @@
 #include "keeper.h"
 
 struct streams {
-  struct log log;
-  struct stream out[2];  /* stdout and stderr, or the terminal alone */
-  struct stream in;      /* a client's stdin, towards the container's */
-  int child[3];          /* the container's ends; closed here once it has them */
-  int terminal, peer;    /* the pty's master, and a slave kept open: no hang-up while we live */
+    struct log log;
+    struct stream out[2]; /* stdout and stderr, or the terminal alone */
+    struct stream in;     /* a client's stdin, towards the container's */
+    int child[3];         /* the container's ends; closed here once it has them */
+    int terminal, peer;   /* the pty's master, and a slave kept open: no hang-up while we live */
 };
 
 int streams_make(struct streams *s, const struct program *program);

@@ -2,21 +2,66 @@
 
 Every face (the control socket, the Python API, later AWS's wire) calls these functions and nothing
 else. They validate, write desire to the store and answer from the store; the runtime makes it true.
+What needs a live container (exec, signals, terminals, files) is passed on to the task's supervisor.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from typing import Literal
+import contextlib
+import heapq
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Final, Literal
 
-from sandbox.model.observed import Event, ExecRequest, LogRecord, TaskStats
+import msgspec
+import trio
+
+from sandbox.control.capacity import Capacity
+from sandbox.errors import (
+    ClientException,
+    Conflict,
+    InvalidParameterException,
+    NotFound,
+    SandboxError,
+)
+from sandbox.images import reference
+from sandbox.model import fargate, names
+from sandbox.model.observed import ContainerStats, Event, ExecRequest, LogRecord, TaskStats
 from sandbox.model.request import RunRequest as RunRequest
 from sandbox.model.request import Streams as Streams
-from sandbox.model.task import TaskView
+from sandbox.model.task import (
+    Status,
+    StopCode,
+    TaskDefinition,
+    TaskDesired,
+    TaskKnown,
+    TaskView,
+)
+from sandbox.runtime import archive as archives
+from sandbox.runtime.logs import Tail
+from sandbox.runtime.node import Node
+from sandbox.runtime.supervisor import Handover, Supervisor, close_streams
+from sandbox.runtime.supervisors import Supervisors
+from sandbox.store import rows
+from sandbox.store.base import Versioned
+
+_FOLLOW_S: Final = 0.05
+"""How often a followed log is looked into: below what a reader notices."""
+_ATTEMPTS: Final = 8
+
+Progress = Callable[[str, int, int | None], None]
 
 
 class Tasks:
     """Built by `sandbox.agent`; holds no state but the store's."""
+
+    def __init__(self, node: Node, supervisors: Supervisors, capacity: Capacity) -> None:
+        self._node = node
+        self._supervisors = supervisors
+        self.capacity = capacity
+
+    # What is wanted -----------------------------------------------------------------------
 
     async def run(
         self,
@@ -24,41 +69,177 @@ class Tasks:
         *,
         owner: str | None = None,
         streams: dict[str, Streams] | None = None,
-        progress: Callable[[str, int, int | None], None] | None = None,
+        progress: Progress | None = None,
     ) -> TaskView:
         """Accept a task; returns once its desire is durable, before anything was started.
 
         `streams` is keyed by container name. `progress(what, done, total)` is called while the
         images are pulled, in bytes. Raises ClientException, InvalidParameterException, ApiError.
         """
-        raise NotImplementedError
+        try:
+            definition, version = self._accept(request)
+            slot = await self._node.slots.take()
+        except BaseException:
+            for given in (streams or {}).values():
+                close_streams(given)
+            raise
+        row = TaskDesired(
+            id=names.task_id(os.urandom(16)),
+            cluster=request.cluster,
+            group=request.group,
+            definition=definition,
+            created_at=time.time(),
+            id_base=slot.id_base,
+            platform_version=version,
+            pull=request.pull,
+            platform=request.platform,
+            owner=owner,
+            remove=request.remove,
+            started_by=request.started_by,
+        )
+        handover = Handover(slot=slot, streams=streams or {}, progress=progress)
+        self._supervisors.hand_over(row.id, handover)
+        try:
+            await self._node.store.txn(
+                {rows.desired_key(row.id): row}, expect={rows.desired_key(row.id): 0}
+            )
+        except BaseException:
+            self._supervisors.take_back(row.id)
+            raise
+        return self._view(row, rows.not_yet_known(row))
+
+    def _accept(self, request: RunRequest) -> tuple[TaskDefinition, str]:
+        version = fargate.resolve_platform_version(request.platform_version)
+        definition = fargate.accept(request.definition, version)
+        for container in definition.container_definitions:
+            try:
+                reference.parse(container.image)
+            except SandboxError as error:
+                raise ClientException(str(error)) from None
+        self.capacity.check(definition, len(self._supervisors))
+        return definition, version
 
     async def stop(self, task: str, *, reason: str | None = None) -> TaskView:
         """Want the task stopped; returns at once. Stopping a stopped task changes nothing."""
-        raise NotImplementedError
-
-    async def kill(self, task: str, signal: int, *, container: str | None = None) -> None:
-        """Send a signal to a container's first process (the only, or first essential, container)."""
-        raise NotImplementedError
-
-    def find(self, task: str) -> str:
-        """The id for an id, a unique prefix of one, a name or an ARN; NotFound otherwise."""
-        raise NotImplementedError
-
-    def describe(self, task: str) -> TaskView:
-        raise NotImplementedError
-
-    def list(self, *, desired_status: Literal["RUNNING", "STOPPED"] | None = None) -> list[TaskView]:
-        """By creation, oldest first."""
-        raise NotImplementedError
-
-    def watch(self, task: str) -> AsyncIterator[TaskView]:
-        """The task now, and again at each change; ends after STOPPED was yielded."""
-        raise NotImplementedError
+        task = self.find(task)
+        for _ in range(_ATTEMPTS):
+            row = rows.desired(self._node.store, task)
+            if row is None:
+                raise NotFound(names.TASK_NOT_FOUND)
+            if row.value.desired_status == "STOPPED":
+                break
+            wanted = msgspec.structs.replace(
+                row.value,
+                desired_status="STOPPED",
+                stop_code=StopCode.USER_INITIATED,
+                stopped_reason=reason or "Task stopped by user",
+                stop_requested_at=time.time(),
+            )
+            with contextlib.suppress(Conflict):
+                key = rows.desired_key(task)
+                await self._node.store.txn({key: wanted}, expect={key: row.rev})
+                break
+        return self.describe(task)
 
     async def remove(self, task: str) -> None:
         """Forget a stopped task, its log too; InvalidParameterException while it is not stopped."""
-        raise NotImplementedError
+        view = self.describe(task)
+        if view.known.last_status is not Status.STOPPED:
+            raise InvalidParameterException(f"task {view.id} is not stopped: stop it first")
+        # The directory first: a crash in between leaves a record without a log, not the reverse.
+        await archives.remove_tree(self._node.task_dir(view.id))
+        gone = [rows.desired_key(view.id), rows.known_key(view.id)]
+        await self._node.store.txn({}, delete=gone, durable=False)
+
+    # What is ------------------------------------------------------------------------------
+
+    def find(self, task: str) -> str:
+        """The id for an id, a unique prefix of one, a name or an ARN; NotFound otherwise."""
+        ids = rows.task_ids(self._node.store)
+        if task in ids:
+            return task
+        families = {
+            row.value.definition.family: row.value.id
+            for row in map(self._row, ids)
+            if row.value.definition.family == task
+        }
+        return names.match(task, ids, place=self._node.place, names=families)
+
+    def _row(self, task: str) -> Versioned[TaskDesired]:
+        row = rows.desired(self._node.store, task)
+        if row is None:
+            raise NotFound(names.TASK_NOT_FOUND)
+        return row
+
+    def describe(self, task: str) -> TaskView:
+        row = self._row(self.find(task)).value
+        known = rows.known(self._node.store, row.id)
+        return self._view(row, known or rows.not_yet_known(row))
+
+    def _view(self, row: TaskDesired, known: TaskKnown) -> TaskView:
+        arn = self._node.place.task_arn(row.cluster, row.id)
+        return TaskView(desired=row, known=known, arn=arn)
+
+    def list(
+        self, *, desired_status: Literal["RUNNING", "STOPPED"] | None = None
+    ) -> list[TaskView]:
+        """By creation, oldest first. A task that ended by itself is wanted STOPPED."""
+        views = [self.describe(task) for task in rows.task_ids(self._node.store)]
+        chosen = [v for v in views if desired_status in (None, effective_desire(v))]
+        return sorted(chosen, key=lambda view: view.desired.created_at)
+
+    async def watch(self, task: str) -> AsyncIterator[TaskView]:
+        """The task now, and again at each change; ends after STOPPED was yielded."""
+        task = self.find(task)
+        after = self._node.store.revision
+        view = self.describe(task)
+        yield view
+        if view.known.last_status is Status.STOPPED:
+            return
+        async for change in self._node.store.watch(f"{rows.TASKS}{task}/", after):
+            if change.value is None:
+                return  # removed as soon as it was stopped
+            if change.key == rows.known_key(task):
+                known = msgspec.json.decode(change.value, type=TaskKnown)
+                view = msgspec.structs.replace(view, known=known)
+            else:
+                desired = msgspec.json.decode(change.value, type=TaskDesired)
+                view = msgspec.structs.replace(view, desired=desired)
+            yield view
+            if view.known.last_status is Status.STOPPED:
+                return
+
+    async def events(
+        self, *, after: int | None = None, follow: bool = False
+    ) -> AsyncIterator[Event]:
+        """Events of all tasks, oldest first; `after` is a revision, None is from the beginning."""
+        until = self._node.store.revision
+        versions: dict[str, int] = {}
+        if not follow and until <= (after or 0):
+            return
+        async for change in self._node.store.watch(rows.TASKS, after or 0):
+            if not follow and change.rev > until:
+                return
+            if change.key.endswith("/known") and change.value is not None:
+                known = msgspec.json.decode(change.value, type=TaskKnown)
+                if known.version > versions.get(known.id, 0):
+                    versions[known.id] = known.version
+                    yield _event(change.rev, change.at, known)
+            if not follow and change.rev >= until:
+                return
+
+    # Live containers -------------------------------------------------------------------------
+
+    def _live(self, task: str) -> Supervisor:
+        task = self.find(task)
+        supervisor = self._supervisors.get(task)
+        if supervisor is None:
+            raise InvalidParameterException(f"task {task} is not running")
+        return supervisor
+
+    async def kill(self, task: str, signal: int, *, container: str | None = None) -> None:
+        """Send a signal to the first process of a container, by default the first essential one."""
+        self._live(task).signal(signal, container)
 
     async def exec(
         self,
@@ -74,15 +255,73 @@ class Tasks:
         Raises TaskFailed with a text as a shell's when it cannot be started (exit 126 or 127 are
         `error.exit_code`), InvalidParameterException when the container is not running.
         """
-        raise NotImplementedError
+        try:
+            if not request.command:
+                raise InvalidParameterException("no command to execute")
+            return await self._live(task).exec(request, streams, started)
+        finally:
+            close_streams(streams)
 
     async def resize(
-        self, task: str, rows: int, cols: int, *, container: str | None = None, exec_id: str | None = None
+        self,
+        task: str,
+        rows: int,
+        cols: int,
+        *,
+        container: str | None = None,
+        exec_id: str | None = None,
     ) -> None:
         """Tell a terminal its new size."""
-        raise NotImplementedError
+        self._live(task).resize(rows, cols, container, exec_id)
 
-    def logs(
+    async def put(
+        self, task: str, path: str, archive: int, *, container: str | None = None
+    ) -> None:
+        """Unpack the tar stream readable at descriptor `archive` into directory `path`."""
+        with self._live(task).root(container) as (root, id_base):
+            await archives.unpack(root, path, archive, id_base)
+
+    async def get(
+        self, task: str, path: str, archive: int, *, container: str | None = None
+    ) -> None:
+        """Write `path` as a tar stream to `archive`; names start with its last component."""
+        with self._live(task).root(container) as (root, id_base):
+            await archives.pack(root, path, archive, id_base)
+
+    async def stats(self, task: str) -> TaskStats:
+        """Read now, from the cgroups; InvalidParameterException when the task has none any more."""
+        view = self.describe(task)
+        total = self._counters(names.task_cgroup(view.id), view.desired.definition.family)
+        if total is None:
+            raise InvalidParameterException(f"task {view.id} is not running")
+        containers = (
+            self._counters(names.container_cgroup(view.id, c.name), c.name)
+            for c in view.known.containers
+        )
+        each = tuple(c for c in containers if c is not None)
+        return TaskStats(id=view.id, at=time.time(), total=total, containers=each)
+
+    def _counters(self, cgroup: str, name: str) -> ContainerStats | None:
+        found = self._node.tree.find(cgroup)
+        if found is None:
+            return None
+        with contextlib.closing(found):
+            s = found.stats()
+        return ContainerStats(
+            name=name,
+            cpu_usage_ns=s.cpu_usage_ns,
+            cpu_throttled_periods=s.cpu_throttled_periods,
+            cpu_periods=s.cpu_periods,
+            memory_bytes=s.memory_bytes,
+            memory_peak_bytes=s.memory_peak_bytes,
+            memory_max_bytes=s.memory_max_bytes,
+            oom_kills=s.oom_kills,
+            pids=s.pids,
+        )
+
+    # Logs -----------------------------------------------------------------------------------
+
+    async def logs(
         self,
         task: str,
         *,
@@ -91,20 +330,68 @@ class Tasks:
         tail: int | None = None,
         follow: bool = False,
     ) -> AsyncIterator[LogRecord]:
-        """In order of time; `tail` counts records. With `follow` it ends when the task is STOPPED."""
-        raise NotImplementedError
+        """In order of time; `tail` counts records. `follow` ends when the task is STOPPED."""
+        view = self.describe(task)
+        logs = _Logs(self._node, view, container)
+        since_ns = int((since or 0) * 1e9)
+        first = (record for record in logs.read() if record.at_ns >= since_ns)
+        for record in first if tail is None else _last(first, tail):
+            yield record
+        while follow:
+            ended = self.describe(view.id).known.last_status is Status.STOPPED
+            for record in logs.read():
+                yield record
+            if ended:
+                return
+            await trio.sleep(_FOLLOW_S)
 
-    async def stats(self, task: str) -> TaskStats:
-        raise NotImplementedError
 
-    def events(self, *, after: int | None = None, follow: bool = False) -> AsyncIterator[Event]:
-        """Events of all tasks, oldest first; `after` is a revision, None is from the beginning."""
-        raise NotImplementedError
+class _Logs:
+    """The logs of a task's containers, of all their starts, merged by time."""
 
-    async def put(self, task: str, path: str, archive: int, *, container: str | None = None) -> None:
-        """Unpack the tar stream readable at descriptor `archive` into directory `path`."""
-        raise NotImplementedError
+    def __init__(self, node: Node, view: TaskView, container: str | None) -> None:
+        known = [c.name for c in view.known.containers]
+        if container is not None and container not in known:
+            raise NotFound(f"task {view.id} has no container {container}: {', '.join(known)}")
+        chosen = [container] if container is not None else known
+        self._directories = {name: node.container_dir(view.id, name) for name in chosen}
+        self._tails: dict[tuple[str, int], Tail] = {}
 
-    async def get(self, task: str, path: str, archive: int, *, container: str | None = None) -> None:
-        """Write `path` as a tar stream to descriptor `archive`; names start with its last component."""
-        raise NotImplementedError
+    def read(self) -> Iterator[LogRecord]:
+        self._find_starts()
+        return heapq.merge(*(t.read() for t in self._tails.values()), key=lambda r: r.at_ns)
+
+    def _find_starts(self) -> None:
+        for name, directory in self._directories.items():
+            with contextlib.suppress(FileNotFoundError):
+                for entry in os.listdir(directory):
+                    word, _, number = entry.partition(".")
+                    if word == "run" and number.isdecimal():
+                        key = (name, int(number))
+                        self._tails.setdefault(key, Tail(directory / entry, name))
+
+
+def _last(records: Iterator[LogRecord], count: int) -> list[LogRecord]:
+    kept: list[LogRecord] = []
+    for record in records:
+        kept.append(record)
+        if len(kept) > count:
+            kept.pop(0)
+    return kept
+
+
+def effective_desire(view: TaskView) -> Literal["RUNNING", "STOPPED"]:
+    """What ECS shows as desiredStatus: STOPPED also once a task is going down by itself."""
+    return "STOPPED" if view.known.stop_code is not None else view.desired.desired_status
+
+
+def _event(rev: int, at: float, known: TaskKnown) -> Event:
+    return Event(
+        rev=rev,
+        at=at,
+        task=known.id,
+        version=known.version,
+        last_status=known.last_status.name,
+        desired_status="STOPPED" if known.stop_code else "RUNNING",
+        reason=known.stopped_reason,
+    )

@@ -2,8 +2,8 @@
 
 Python compiles, C executes: a program is a sealed memfd of records {u16 operation, u16 zero, u32
 length, fields}, little endian. `native/keeper.h` has the same table; a test compares the two. The
-keeper checks every bound again and runs the records in three places: its own settings (K), on the way
-into the namespaces (A), and inside the container, in their order (B). EXEC is always the last.
+keeper checks every bound again and runs the records in three places: its own settings (K), on the
+way into the namespaces (A), and inside the container, in their order (B). EXEC is the last.
 
 This module is pure apart from `Program.seal`. It knows the kernel's words only; what a container of
 a task looks like is `runtime.container`'s business.
@@ -22,7 +22,7 @@ from sandbox.errors import KernelError
 MAGIC: Final = b"sbprog\0\1"
 NO_FD: Final = 0xFFFFFFFF
 FIRST_FD: Final = 6
-"""The keeper's descriptors: 3 is the program, 4 its status directory, 5 its report pipe, then ours."""
+"""The keeper has the program at 3, its status directory at 4, its report pipe at 5, then ours."""
 
 RECORDS: Final[dict[str, tuple[int, str]]] = {
     "LOG": (1, "uu"),

@@ -1,8 +1,8 @@
 """What one container of a task is made of, as a program for its keeper. Pure.
 
 The order of the records is the order of isolation: cgroup and user namespace on the way in; file
-systems while the host's unmasked /proc and /sys can still be seen (the kernel refuses a new one from a
-user namespace otherwise); the root turned; then limits, filter, capabilities, ids, and the program.
+systems while the host's unmasked /proc and /sys can still be seen (the kernel refuses a user
+namespace new ones otherwise); the root turned; then limits, filter, capabilities, ids, the program.
 Docker's defaults are Fargate's where AWS says nothing.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from sandbox.errors import TaskFailed
@@ -53,7 +53,7 @@ _DEV_LINKS: Final = (
     ("/proc/self/fd/2", "dev/stderr"),
     ("pts/ptmx", "dev/ptmx"),
 )
-# What Docker's engine hides: they tell of the host, or of other containers, or are a way to harm it.
+# What Docker's engine hides: they tell of the host or of others, or are a way to harm them.
 _MASKED: Final = (
     "proc/acpi",
     "proc/asound",
@@ -125,7 +125,6 @@ class Place:
     hosts: str
     resolv_conf: str
     region: str
-    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,33 +145,37 @@ def arguments(definition: ContainerDefinition, config: ImageConfig) -> list[str]
         words = [*config.entrypoint, *config.cmd]
     if not words:
         raise TaskFailed(
-            f"CannotCreateContainerError: no command specified for container '{definition.name}'", 127
+            f"CannotCreateContainerError: no command specified for container '{definition.name}'",
+            127,
         )
     return words
 
 
-def environment(
-    definition: ContainerDefinition, config: ImageConfig, place: Place, home: str
+def container_environment(
+    definition: ContainerDefinition,
+    config: ImageConfig,
+    hostname: str,
+    region: str,
+    home: str,
 ) -> dict[str, str]:
-    """Later ones win: the defaults, the image's, what the task may know of itself, the definition's."""
-    variables = {"PATH": DEFAULT_PATH, "HOSTNAME": place.hostname, "HOME": home}
+    """Later ones win: defaults, the image's, what a task may know of itself, the definition's."""
+    variables = {"PATH": DEFAULT_PATH, "HOSTNAME": hostname, "HOME": home}
     if definition.pseudo_terminal:
         variables["TERM"] = "xterm"
     variables |= dict(config.env)
     variables |= {
         "AWS_EXECUTION_ENV": "AWS_ECS_FARGATE",
-        "AWS_REGION": place.region,
-        "AWS_DEFAULT_REGION": place.region,
-        **place.metadata,
+        "AWS_REGION": region,
+        "AWS_DEFAULT_REGION": region,
     }
     return variables | {pair.name: pair.value for pair in definition.environment}
 
 
 def choose_limits(ulimits: Sequence[Ulimit], *, may_raise: bool) -> LimitChoice:
-    """What was asked for, and Fargate's default of open files as far as this host can give it.
+    """What was asked for, and Fargate's default of open files as far as the host gives it.
 
-    Without CAP_SYS_RESOURCE (`may_raise`) no hard limit goes above the agent's own: a default is then
-    lowered and named; TaskFailed for a value that was asked for.
+    Without CAP_SYS_RESOURCE (`may_raise`) no hard limit goes above the agent's own: a default is
+    then lowered and named; TaskFailed for a value that was asked for.
     """
     limits, lowered = [], []
     for ulimit in ulimits:
@@ -181,8 +184,8 @@ def choose_limits(ulimits: Sequence[Ulimit], *, may_raise: bool) -> LimitChoice:
         ceiling = _known(resource.getrlimit(number)[1])
         if hard > ceiling and not may_raise:
             raise TaskFailed(
-                f"CannotStartContainerError: ulimit {ulimit.name} {ulimit.hard_limit} is above this "
-                f"host's hard limit {ceiling}, and the agent lacks CAP_SYS_RESOURCE"
+                f"CannotStartContainerError: ulimit {ulimit.name} {ulimit.hard_limit} is above "
+                f"this host's hard limit {ceiling}, and the agent lacks CAP_SYS_RESOURCE"
             )
         limits.append((number, soft, hard))
     if all(ulimit.name != "nofile" for ulimit in ulimits):
@@ -224,7 +227,7 @@ def compile_container(
     program.add("WORKDIR", definition.working_directory or config.working_dir or "/")
     _confine(program, definition, user, limits)
     words = arguments(definition, config)
-    variables = environment(definition, config, place, user.home)
+    variables = container_environment(definition, config, place.hostname, place.region, user.home)
     _exec(program, words, variables)
     return program
 

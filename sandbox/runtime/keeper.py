@@ -1,10 +1,10 @@
 """Start a keeper, find one again, and learn how its container ended.
 
-A keeper is told everything by its program and says three things on its report pipe: started, failed,
-ended. The same is in its status directory, so an agent that was not there can read it. A keeper lives
-on when the agent dies; it holds an flock on `lock` while it lives, and `exit` is renamed into place
-before it leaves. Neither file and no lock means that it was killed: nobody knows how the container
-ended, and what is left of it must be killed by its cgroup.
+A keeper is told everything by its program and says three things on its report pipe: started,
+failed, ended. The same is in its status directory, so an agent that was not there can read it. A
+keeper lives on when the agent dies; it holds an flock on `lock` while it lives, and `exit` is
+renamed into place before it leaves. Neither `exit` nor a held lock means that it was killed: nobody
+knows how the container ended, and what is left of it must be killed by its cgroup.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ import fcntl
 import os
 import signal
 import struct
+import termios
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import trio
 
-from sandbox.errors import KernelError
+from sandbox.errors import InvalidParameterException, KernelError
+from sandbox.kernel import native
 from sandbox.kernel.program import Program
 from sandbox.model.task import KeeperIdentity
 
@@ -135,9 +137,49 @@ class Keeper:
         """For entering the container; None when it has ended."""
         return self._init
 
-    @property
-    def process_pidfd(self) -> int | None:
-        return self._process
+    def resize(self, rows: int, columns: int) -> None:
+        """The container's terminal; InvalidParameterException when it has none."""
+        fd = self._borrow("terminal")
+        if fd is None:
+            raise InvalidParameterException("the container has no terminal")
+        try:
+            fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        except OSError as error:
+            raise _kernel("TIOCSWINSZ", "the terminal", error) from None
+        finally:
+            os.close(fd)
+
+    def namespaces(self) -> tuple[int, int] | None:
+        """The task's user and network namespace; the caller closes them."""
+        user = self._borrow("userns")
+        net = self._borrow("netns")
+        if user is None or net is None:
+            for fd in (user, net):
+                if fd is not None:
+                    os.close(fd)
+            return None
+        return user, net
+
+    def open_root(self) -> int:
+        """The container's root directory; InvalidParameterException when it has ended."""
+        if self._init is not None:
+            with contextlib.suppress(OSError):
+                path = f"/proc/{self.identity.init_pid}/root"
+                fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                if start_time(self.identity.init_pid) == self.identity.init_start_time:
+                    return fd
+                os.close(fd)
+        raise InvalidParameterException("the container is not running")
+
+    def _borrow(self, what: str) -> int | None:
+        """A copy of a descriptor that the keeper wrote down; None when it has no such one."""
+        if self._process is None:
+            return None
+        try:
+            number = _read_pid_file(self.status_dir)[what][0]
+            return native.pidfd_getfd(self._process, number)
+        except (OSError, ValueError, KeyError, KernelError):
+            return None
 
     async def wait(self) -> Ended | Failed | Lost:
         """How the container's first process ended. May be called again after a cancellation."""
@@ -313,11 +355,3 @@ def _read_identity(status_dir: Path) -> KeeperIdentity:
     return KeeperIdentity(
         pid=pid, start_time=started, init_pid=init_pid, init_start_time=init_started
     )
-
-
-def held_descriptor(keeper: Keeper, what: str) -> int | None:
-    """The number at which the keeper holds its `terminal`, `userns` or `netns`."""
-    try:
-        return _read_pid_file(keeper.status_dir)[what][0]
-    except (OSError, ValueError, KeyError):
-        return None

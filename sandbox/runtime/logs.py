@@ -32,7 +32,7 @@ class Tail:
         self._offset = 0
 
     def read(self) -> Iterator[LogRecord]:
-        """Complete frames that were not read yet. Bounded memory: a piece of a segment at a time."""
+        """Complete frames not read yet, in bounded memory: a piece of a segment at a time."""
         while True:
             self._segment = self._segment or next(iter(self._segments()), 0)
             yield from self._frames()

@@ -1,0 +1,294 @@
+"""The composition root: everything is built here, and only here does everything know of each other.
+
+Start: the lock of the state directory, who we are, the store, the cgroup tree, id ranges, slots,
+images, then the supervisors, which take over what an earlier agent left; last the control socket.
+Leaving is cancelling: containers run on under their keepers, the next agent finds them.
+
+The instance id is random and stored with the state directory's device, inode and the machine's id.
+A copied or restored directory differs in them: it gets a new id, so that it never sweeps what the
+original made, and the tasks it remembers are recorded as lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import trio
+
+from sandbox.api import local
+from sandbox.api.local import Presence
+from sandbox.control import retention
+from sandbox.control.capacity import Capacity
+from sandbox.control.images import Images
+from sandbox.control.tasks import Tasks
+from sandbox.errors import AgentRunning, ConfigError, KernelError
+from sandbox.images.image_store import ImageStore
+from sandbox.images.layers import LayerStore
+from sandbox.images.registry import RegistryClient
+from sandbox.images.rootfs import RootfsStore
+from sandbox.kernel.cgroups import CgroupTree
+from sandbox.kernel.idranges import IdRanges
+from sandbox.kernel.slots import SlotPool
+from sandbox.model import names
+from sandbox.model.names import Place
+from sandbox.model.task import Status, StopCode
+from sandbox.network.eni import Interfaces
+from sandbox.runtime.node import Failpoints, Node
+from sandbox.runtime.supervisors import Supervisors
+from sandbox.store import rows
+from sandbox.store.sqlite import SqliteStore
+
+_BIN: Final = Path(__file__).resolve().parent / "_bin"
+_CAP_SYS_RESOURCE: Final = 24
+LOST_REASON: Final = "the state directory was copied or restored: the task ran elsewhere"
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """/etc/sandbox/agent.toml, or the keyword arguments of `open_sandbox`."""
+
+    account_id: str = "123456789012"
+    region: str = "us-east-1"
+    max_tasks: int = 2000
+    host_free_memory_mib: int | None = None
+    warm_slots: int = 4
+    """How many user and network namespaces are kept ready."""
+    insecure_registries: tuple[str, ...] = ()
+    """Hosts that may be spoken to over plain http; loopback always may."""
+    keep_blobs: bool = False
+    """Keep layers also as they were transferred, to push images on unchanged."""
+    stopped_tasks_kept_s: int = 3600
+    stopped_tasks_kept: int = 1000
+
+
+def read_config(settings: Mapping[str, Any]) -> Config:
+    try:
+        return msgspec.convert(dict(settings), Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"configuration: {error}") from None
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """The file `instance` of a state directory."""
+
+    instance: str
+    device: int
+    inode: int
+    machine: str
+
+    def is_of(self, other: Identity) -> bool:
+        mine = (self.device, self.inode, self.machine)
+        return mine == (other.device, other.inode, other.machine)
+
+
+class Agent:
+    """A running agent; `open_agent` makes it."""
+
+    def __init__(
+        self, node: Node, supervisors: Supervisors, config: Config, presence: Presence
+    ) -> None:
+        self.node = node
+        self.instance = node.instance
+        self.state_dir = node.state_dir
+        self.presence = presence
+        self.supervisors = supervisors
+        self.config = config
+        self.tasks = Tasks(node, supervisors, _capacity(config))
+        self.images = Images(node.images, node.store)
+
+    def reload(self, settings: Mapping[str, Any]) -> None:
+        """Take over the settings that a running agent can change: its limits and retention."""
+        self.config = read_config(settings)
+        self.tasks.capacity = _capacity(self.config)
+
+
+def _capacity(config: Config) -> Capacity:
+    return Capacity(max_tasks=config.max_tasks, host_free_memory_mib=config.host_free_memory_mib)
+
+
+@contextlib.asynccontextmanager
+async def open_agent(
+    state_dir: Path,
+    run_dir: Path,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    resident: bool = False,
+) -> AsyncGenerator[Agent]:
+    """An agent in the caller's trio loop, serving its control socket, until the block is left.
+
+    Raises AgentRunning when another one holds the state directory, ConfigError when the host or a
+    setting is not usable. A `resident` agent may be given tasks that outlive their clients.
+    """
+    config = read_config(settings or {})
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(_hold(state_dir))
+        identity, is_copy = _identify(state_dir)
+        store = SqliteStore.open(state_dir / "store.db")
+        stack.push_async_callback(_close_store, store)
+        if is_copy:
+            await _record_as_lost(store)
+        tree = CgroupTree.open(identity.instance)
+        stack.callback(_leave_tree, tree)
+        node = await stack.enter_async_context(_node(state_dir, identity, config, store, tree))
+        agent = Agent(node, Supervisors(node), config, Presence(resident=resident))
+        listener = local.listen(_made(run_dir) / "agent.sock")
+        stack.callback(_unlink, run_dir / "agent.sock")
+        async with trio.open_nursery() as nursery:
+            await nursery.start(node.slots.serve)
+            await nursery.start(agent.supervisors.serve)
+            nursery.start_soon(retention.serve, node.store, agent.tasks, lambda: agent.config)
+            await nursery.start(local.serve, agent, listener)
+            try:
+                yield agent
+            finally:
+                nursery.cancel_scope.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _node(
+    state_dir: Path, identity: Identity, config: Config, store: SqliteStore, tree: CgroupTree
+) -> AsyncIterator[Node]:
+    (state_dir / "tasks").mkdir(mode=0o700, exist_ok=True)
+    ranges = IdRanges(identity.instance, state_dir)
+    ranges.recover(_ranges_in_use(store))
+    unpacker_ids = ranges.claim()
+    layers = LayerStore(
+        state_dir / "images" / "layers", unpacker=_BIN / "unpack", id_base=unpacker_ids
+    )
+    layers.sweep()
+    async with RegistryClient(insecure=config.insecure_registries) as registry:
+        images = ImageStore(
+            state_dir / "images", store, layers, registry, keep_blobs=config.keep_blobs
+        )
+        images.sweep()
+        yield Node(
+            state_dir=state_dir,
+            instance=identity.instance,
+            place=Place(config.account_id, config.region),
+            store=store,
+            tree=tree,
+            slots=SlotPool(config.warm_slots, ranges.claim, ranges.release),
+            ranges=ranges,
+            images=images,
+            roots=RootfsStore(layers),
+            interfaces=Interfaces(),
+            keeper=_BIN / "keeper",
+            may_raise_limits=_has_capability(_CAP_SYS_RESOURCE),
+            failpoints=Failpoints(os.environ.get("SANDBOX_FAILPOINT", "")),
+        )
+    ranges.release(unpacker_ids)
+
+
+def _ranges_in_use(store: SqliteStore) -> set[int]:
+    used = set()
+    for task in rows.task_ids(store):
+        known = rows.known(store, task)
+        row = rows.desired(store, task)
+        if row and (known is None or known.last_status is not Status.STOPPED):
+            used.add(row.value.id_base)
+    return used
+
+
+def _made(directory: Path) -> Path:
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{directory}: {os.strerror(error.errno or 0)}") from None
+    return directory
+
+
+@contextlib.contextmanager
+def _hold(state_dir: Path) -> Iterator[None]:
+    """The lock of one agent a state directory; the kernel lets it go when we die."""
+    if os.geteuid() != 0:
+        raise ConfigError("sandbox needs root: namespaces, cgroups and mounts are made directly")
+    path = _made(state_dir) / "lock"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AgentRunning(f"another agent holds {state_dir}") from None
+        yield
+    finally:
+        os.close(fd)
+
+
+def _identify(state_dir: Path) -> tuple[Identity, bool]:
+    """Who this directory's agent is, and whether the directory is a copy of another one's."""
+    status = state_dir.stat()
+    here = Identity(
+        instance=names.instance_id(secrets.token_bytes(2)),
+        device=status.st_dev,
+        inode=status.st_ino,
+        machine=_machine_id(),
+    )
+    path = state_dir / "instance"
+    try:
+        kept = msgspec.json.decode(path.read_bytes(), type=Identity)
+    except FileNotFoundError:
+        kept = None
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"{path}: {error}: remove the file if no task of it runs") from None
+    if kept is not None and kept.is_of(here):
+        return kept, False
+    fresh = path.with_suffix(".new")
+    fresh.write_bytes(msgspec.json.encode(here))
+    fresh.replace(path)
+    return here, kept is not None
+
+
+def _machine_id() -> str:
+    """machine-id(5); hosts without one are told apart by device and inode alone."""
+    try:
+        return Path("/etc/machine-id").read_text().strip()
+    except OSError:
+        return ""
+
+
+async def _record_as_lost(store: SqliteStore) -> None:
+    for task in rows.task_ids(store):
+        row = rows.desired(store, task)
+        if row is None:
+            continue
+        known = rows.known(store, task) or rows.not_yet_known(row.value)
+        if known.last_status is Status.STOPPED:
+            continue
+        lost = msgspec.structs.replace(
+            known,
+            last_status=Status.STOPPED,
+            stop_code=StopCode.INFRASTRUCTURE_HEALTH,
+            stopped_reason=LOST_REASON,
+            stopped_at=time.time(),
+        )
+        await store.txn({rows.known_key(task): lost})
+
+
+def _has_capability(number: int) -> bool:
+    status = Path("/proc/self/status").read_text()
+    effective = next(line for line in status.splitlines() if line.startswith("CapEff:"))
+    return bool(int(effective.split()[1], 16) >> number & 1)
+
+
+def _leave_tree(tree: CgroupTree) -> None:
+    """An empty tree goes, one with tasks that run on stays."""
+    with contextlib.suppress(KernelError):
+        tree.remove()
+    tree.close()
+
+
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+async def _close_store(store: SqliteStore) -> None:
+    with trio.CancelScope(shield=True):
+        await store.aclose()

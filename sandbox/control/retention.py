@@ -1,0 +1,66 @@
+"""Stopped tasks stay visible for an hour, at most a thousand of them; then record and log go.
+
+`run --rm` asks for less: such a task goes as soon as it is STOPPED.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol
+
+import trio
+
+from sandbox.control.tasks import Tasks
+from sandbox.errors import NotFound
+from sandbox.model.task import Status, TaskView
+from sandbox.store import rows
+from sandbox.store.base import Store
+
+_RESYNC_S: Final = 60.0
+
+
+class Settings(Protocol):
+    @property
+    def stopped_tasks_kept_s(self) -> int: ...
+    @property
+    def stopped_tasks_kept(self) -> int: ...
+
+
+def expired(views: Iterable[TaskView], now: float, kept_s: float, kept: int) -> list[str]:
+    """Ids of stopped tasks that are to be forgotten; pure."""
+    stopped = [v for v in views if v.known.last_status is Status.STOPPED]
+    stopped.sort(key=lambda view: view.known.stopped_at or 0, reverse=True)
+    return [
+        view.id
+        for place, view in enumerate(stopped)
+        if view.desired.remove or place >= kept or (view.known.stopped_at or 0) < now - kept_s
+    ]
+
+
+async def serve(store: Store, tasks: Tasks, settings: Callable[[], Settings]) -> None:
+    """Until cancelled. Looks after each change of a task, and once a minute."""
+    while True:
+        after = store.revision
+        now, limits = time.time(), settings()
+        for task in expired(
+            tasks.list(), now, limits.stopped_tasks_kept_s, limits.stopped_tasks_kept
+        ):
+            try:
+                await tasks.remove(task)
+            except NotFound:
+                continue  # somebody removed it meanwhile
+        await _wait(store, after)
+
+
+async def _wait(store: Store, after: int) -> None:
+    """For a stopped task that must go at once, or for the next minute."""
+    with trio.move_on_after(_RESYNC_S):
+        async for change in store.watch(rows.TASKS, after):
+            if change.key.endswith("/known") and _may_go(store, change.key.split("/")[1]):
+                return
+
+
+def _may_go(store: Store, task: str) -> bool:
+    row, known = rows.desired(store, task), rows.known(store, task)
+    return bool(row and row.value.remove and known and known.last_status is Status.STOPPED)

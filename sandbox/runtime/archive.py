@@ -1,0 +1,212 @@
+"""Files in and out of a running container, as tar streams; and the end of a task's directory.
+
+Every name is resolved by the kernel inside the container's root (openat2, RESOLVE_IN_ROOT) and used
+as a descriptor, because the container may change its tree while we work in it: a link leads nowhere
+but into the same container. Owners on the way in are the container's root, as with `docker cp`;
+ids on the way out are the container's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from sandbox.errors import InvalidParameterException, KernelError
+from sandbox.kernel import mounts, native
+
+_IDS: Final = 65536
+_MAX_ENTRIES: Final = 1_000_000
+
+
+async def pack(root: int, path: str, archive: int, id_base: int) -> None:
+    """Write `path` to descriptor `archive`; names start with its last component."""
+    await trio.to_thread.run_sync(_pack, root, path, archive, id_base, abandon_on_cancel=True)
+
+
+async def unpack(root: int, path: str, archive: int, id_base: int) -> None:
+    """Read descriptor `archive` into the existing directory `path`."""
+    await trio.to_thread.run_sync(_unpack, root, path, archive, id_base, abandon_on_cancel=True)
+
+
+async def remove_tree(path: Path) -> None:
+    """A task's own directory, made by the agent; a missing one is fine."""
+    await trio.to_thread.run_sync(lambda: shutil.rmtree(path, ignore_errors=True))
+
+
+# Out -------------------------------------------------------------------------------------
+
+
+def _pack(root: int, path: str, archive: int, id_base: int) -> None:
+    name = path.rstrip("/").rpartition("/")[2] or "."
+    # The descriptor is a duplicate, so that an abandoned thread never writes into another's file.
+    with (
+        os.fdopen(os.dup(archive), "wb") as file,
+        _found(root, path) as start,
+        tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        _add(tar, start, name, id_base)
+
+
+def _add(tar: tarfile.TarFile, fd: int, name: str, id_base: int) -> None:
+    info = _describe(fd, name, id_base)
+    if info is None:
+        return
+    if info.isreg():
+        with os.fdopen(_reopen(fd, os.O_RDONLY), "rb") as content:
+            tar.addfile(info, content)
+        return
+    tar.addfile(info)
+    if info.isdir():
+        for child in sorted(_names(fd)):
+            with _child(fd, child) as found:
+                if found is not None:
+                    _add(tar, found, f"{name}/{child}", id_base)
+
+
+def _describe(fd: int, name: str, id_base: int) -> tarfile.TarInfo | None:
+    """None for what an archive for people has no use of: sockets, devices."""
+    status = os.fstat(fd)
+    info = tarfile.TarInfo(name)
+    info.mode, info.mtime = stat.S_IMODE(status.st_mode), int(status.st_mtime)
+    info.uid, info.gid = _inside(status.st_uid, id_base), _inside(status.st_gid, id_base)
+    if stat.S_ISREG(status.st_mode):
+        info.size = status.st_size
+    elif stat.S_ISDIR(status.st_mode):
+        info.type = tarfile.DIRTYPE
+    elif stat.S_ISLNK(status.st_mode):
+        info.type, info.linkname = tarfile.SYMTYPE, os.readlink("", dir_fd=fd)
+    elif stat.S_ISFIFO(status.st_mode):
+        info.type = tarfile.FIFOTYPE
+    else:
+        return None
+    return info
+
+
+def _inside(host_id: int, id_base: int) -> int:
+    return host_id - id_base if id_base <= host_id < id_base + _IDS else 65534
+
+
+def _reopen(fd: int, flags: int) -> int:
+    """An O_PATH descriptor of a regular file or directory, opened for real. Never a device."""
+    return os.open(f"/proc/self/fd/{fd}", flags | os.O_CLOEXEC)
+
+
+def _names(fd: int) -> list[str]:
+    directory = _reopen(fd, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return os.listdir(directory)
+    finally:
+        os.close(directory)
+
+
+@contextlib.contextmanager
+def _child(parent: int, name: str) -> Iterator[int | None]:
+    try:
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    except FileNotFoundError:  # it went away meanwhile
+        yield None
+        return
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _found(root: int, path: str) -> Iterator[int]:
+    try:
+        fd = mounts.resolve(root, path)
+    except KernelError as error:
+        raise InvalidParameterException(f"{path}: {os.strerror(error.errno)}") from None
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+# In --------------------------------------------------------------------------------------
+
+
+def _unpack(root: int, path: str, archive: int, id_base: int) -> None:
+    try:
+        with (
+            os.fdopen(os.dup(archive), "rb") as file,
+            _found(root, path) as target,
+            tarfile.open(fileobj=file, mode="r|*") as tar,
+        ):
+            for count, info in enumerate(tar):
+                if count >= _MAX_ENTRIES:
+                    raise InvalidParameterException("the archive has too many entries")
+                _extract(tar, info, target, id_base)
+    except (tarfile.TarError, EOFError) as error:
+        raise InvalidParameterException(f"not a tar archive: {error}") from None
+    except OSError as error:
+        raise InvalidParameterException(f"{path}: {error.strerror}") from None
+
+
+def _extract(tar: tarfile.TarFile, info: tarfile.TarInfo, target: int, id_base: int) -> None:
+    parts = [part for part in info.name.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise InvalidParameterException(f"{info.name} leads out of the archive")
+    if not parts:
+        return
+    with _parent(target, parts[:-1], id_base) as parent:
+        _make(tar, info, parent, parts[-1], id_base)
+
+
+@contextlib.contextmanager
+def _parent(target: int, parts: list[str], id_base: int) -> Iterator[int]:
+    """The directory below `target`, made where missing; no link is followed on the way."""
+    fd = os.dup(target)
+    try:
+        for part in parts:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(part, 0o755, dir_fd=fd)
+                os.chown(part, id_base, id_base, dir_fd=fd, follow_symlinks=False)
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+            deeper = native.openat2(fd, part, flags)
+            os.close(fd)
+            fd = deeper
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _make(
+    tar: tarfile.TarFile, info: tarfile.TarInfo, parent: int, name: str, id_base: int
+) -> None:
+    if info.isdir():
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, 0o755, dir_fd=parent)
+    elif info.issym():
+        _replace(parent, name)
+        os.symlink(info.linkname, name, dir_fd=parent)
+    elif info.isreg():
+        _replace(parent, name)
+        _write(tar, info, parent, name)
+    else:
+        raise InvalidParameterException(f"{info.name}: only files, directories and links are taken")
+    os.chown(name, id_base, id_base, dir_fd=parent, follow_symlinks=False)
+
+
+def _replace(parent: int, name: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=parent)
+
+
+def _write(tar: tarfile.TarFile, info: tarfile.TarInfo, parent: int, name: str) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    content = tar.extractfile(info)
+    with os.fdopen(os.open(name, flags, 0o600, dir_fd=parent), "wb") as file:
+        if content is not None:
+            shutil.copyfileobj(content, file, 1 << 18)
+        # Set-id bits of an archive from outside have no business in a container.
+        os.fchmod(file.fileno(), info.mode & 0o777)

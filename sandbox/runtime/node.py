@@ -1,0 +1,68 @@
+"""What every supervisor works with: this host's stores, pools and trees, built by the agent."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+import trio
+
+from sandbox.images.image_store import ImageStore
+from sandbox.images.rootfs import RootfsStore
+from sandbox.kernel.cgroups import CgroupTree
+from sandbox.kernel.idranges import IdRanges
+from sandbox.kernel.slots import SlotPool
+from sandbox.model import names
+from sandbox.model.names import Place
+from sandbox.network.eni import Interfaces
+from sandbox.store.base import Store
+
+
+class Failpoints:
+    """Names of moments at which the agent kills itself: the crash matrix chooses one.
+
+    Every step passes one before and after its deed. `wanted` is empty outside of tests.
+    """
+
+    def __init__(self, wanted: str = "") -> None:
+        self._wanted = wanted
+        self.passed: list[str] = []
+
+    def reach(self, name: str) -> None:
+        if self._wanted:
+            self.passed.append(name)
+            if name == self._wanted:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(kw_only=True)
+class Node:
+    state_dir: Path
+    instance: str
+    place: Place
+    store: Store
+    tree: CgroupTree
+    slots: SlotPool
+    ranges: IdRanges
+    images: ImageStore
+    roots: RootfsStore
+    interfaces: Interfaces
+    keeper: Path
+    may_raise_limits: bool
+    failpoints: Failpoints = field(default_factory=Failpoints)
+    log: structlog.BoundLogger = field(default_factory=structlog.get_logger)
+    lane: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(8))
+    """How many tasks are being started at once; the others wait their turn."""
+
+    @property
+    def tasks_dir(self) -> Path:
+        return self.state_dir / "tasks"
+
+    def task_dir(self, task: str) -> Path:
+        return self.tasks_dir / task
+
+    def container_dir(self, task: str, container: str) -> Path:
+        return self.task_dir(task) / names.container_directory(container)

@@ -1,0 +1,241 @@
+"""What is done for a task before its containers run, and how it is undone.
+
+A step's deed is named by the task's id alone, so its undoing needs no memory: `undo` works after a
+`do` that succeeded, failed half-way, or never began, and it may run twice. The task's row in the
+store is the intent of them all; nothing is done for a task that has no row, and whatever exists
+without a row is swept. Undoing goes on after an error and raises all of them together.
+
+    directory   <state>/tasks/<id>                  undo: volumes and writable layers go, logs stay
+    cgroup      task-<id>, with the task's limits   undo: everything in it is killed, then it goes
+    network     the slot's namespace, an interface  undo: descriptors are dropped
+    images      pulled and held                     undo: nothing; prune collects what nobody uses
+    roots       a cgroup and a root file system for each container
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from sandbox.errors import KernelError, SandboxError, TaskFailed
+from sandbox.images import reference
+from sandbox.images.documents import Image
+from sandbox.images.failures import pull_failure_text
+from sandbox.kernel.cgroups import Cgroup
+from sandbox.kernel.slots import Slot
+from sandbox.model import names
+from sandbox.model.task import ContainerDefinition, TaskDesired
+from sandbox.network.eni import Interface
+from sandbox.runtime.container import Identity, LimitChoice, arguments, choose_limits
+from sandbox.runtime.node import Node
+from sandbox.runtime.sizes import container_limits, task_limits
+
+_KILL_TIMEOUT_S = 30.0
+"""A killed process leaves when its last system call lets it; longer is a kernel in trouble."""
+
+
+@dataclass(kw_only=True)
+class ContainerScene:
+    """What was made for one container."""
+
+    image: Image
+    limits: LimitChoice
+    cgroup: Cgroup | None = None
+    root: int | None = None
+    """A detached mount, until the container has it."""
+    user: Identity = field(default_factory=Identity)
+
+
+@dataclass(kw_only=True)
+class Scene:
+    """What was made for a task, as far as this agent knows: empty after a restart."""
+
+    node: Node
+    task: TaskDesired
+    slot: Slot | None = None
+    interface: Interface | None = None
+    cgroup: Cgroup | None = None
+    containers: dict[str, ContainerScene] = field(default_factory=dict)
+    progress: Callable[[str, int, int | None], None] | None = None
+
+    def definition(self, name: str) -> ContainerDefinition:
+        return next(c for c in self.task.definition.container_definitions if c.name == name)
+
+
+@dataclass(frozen=True)
+class Step:
+    name: str
+    do: Callable[[Scene], Awaitable[None]]
+    undo: Callable[[Scene], Awaitable[None]]
+
+
+async def perform(scene: Scene, steps: tuple[Step, ...]) -> None:
+    for step in steps:
+        scene.node.failpoints.reach(f"{step.name}.do")
+        await step.do(scene)
+        scene.node.failpoints.reach(f"{step.name}.done")
+
+
+async def undo(scene: Scene, steps: tuple[Step, ...]) -> None:
+    """In reverse; all of them, whatever fails. Shielded: half an undoing helps nobody."""
+    errors: list[Exception] = []
+    with trio.CancelScope(shield=True):
+        for step in reversed(steps):
+            scene.node.failpoints.reach(f"{step.name}.undo")
+            try:
+                await step.undo(scene)
+            except (SandboxError, OSError) as error:
+                errors.append(error)
+            scene.node.failpoints.reach(f"{step.name}.undone")
+    if errors:
+        raise ExceptionGroup(f"task {scene.task.id} could not be undone in full", errors)
+
+
+# directory ---------------------------------------------------------------------------------
+
+
+async def _make_directory(scene: Scene) -> None:
+    directory = scene.node.task_dir(scene.task.id)
+    try:
+        (directory / "volumes").mkdir(mode=0o700, parents=True, exist_ok=True)
+        for volume in scene.task.definition.volumes:
+            path = directory / "volumes" / volume.name
+            path.mkdir(mode=0o755, exist_ok=True)
+            os.chown(path, scene.task.id_base, scene.task.id_base)
+    except OSError as error:
+        raise KernelError("mkdir", str(directory), error.errno or 0) from None
+
+
+async def _empty_directory(scene: Scene) -> None:
+    directory = scene.node.task_dir(scene.task.id)
+    if not directory.exists():
+        return
+    await trio.to_thread.run_sync(shutil.rmtree, directory / "volumes", True)
+    for container in scene.task.definition.container_definitions:
+        await scene.node.roots.discard(scene.node.container_dir(scene.task.id, container.name))
+
+
+# cgroup ------------------------------------------------------------------------------------
+
+
+async def _make_cgroup(scene: Scene) -> None:
+    name = names.task_cgroup(scene.task.id)
+    scene.cgroup = scene.node.tree.create(name, task_limits(scene.task.definition))
+
+
+async def _remove_cgroup(scene: Scene) -> None:
+    cgroup = scene.cgroup or scene.node.tree.find(names.task_cgroup(scene.task.id))
+    scene.cgroup = None
+    if cgroup is None:
+        return
+    cgroup.kill()
+    await cgroup.wait_empty(_KILL_TIMEOUT_S)
+    cgroup.remove()
+    cgroup.close()
+
+
+# network -----------------------------------------------------------------------------------
+
+
+async def _attach_network(scene: Scene) -> None:
+    if scene.slot is None:
+        raise TaskFailed("Timeout waiting for network interface provisioning to complete.")
+    scene.interface = await scene.node.interfaces.attach(scene.task.id, scene.slot.netns_fd)
+
+
+async def _detach_network(scene: Scene) -> None:
+    await scene.node.interfaces.detach(scene.task.id)
+    if scene.slot is not None:
+        scene.slot.close()
+        scene.slot = None
+
+
+# images ------------------------------------------------------------------------------------
+
+
+async def _pull_images(scene: Scene) -> None:
+    async with trio.open_nursery() as nursery:
+        for definition in scene.task.definition.container_definitions:
+            nursery.start_soon(_pull, scene, definition)
+
+
+async def _pull(scene: Scene, definition: ContainerDefinition) -> None:
+    task = scene.task
+    image = await _ensure(scene, definition.image)
+    arguments(definition, image.config)  # nothing to run is told before anything else is made
+    limits = choose_limits(definition.ulimits, may_raise=scene.node.may_raise_limits)
+    scene.containers[definition.name] = ContainerScene(image=image, limits=limits)
+    scene.node.log.debug("image ready", task=task.id, image=image.digest)
+
+
+async def _ensure(scene: Scene, text: str) -> Image:
+    wanted = reference.parse(text)
+    try:
+        return await scene.node.images.ensure(
+            wanted, pull=scene.task.pull, platform=scene.task.platform, progress=scene.progress
+        )
+    except SandboxError as error:
+        raise TaskFailed(pull_failure_text(error, wanted)) from error
+
+
+async def _nothing(scene: Scene) -> None:
+    """Images are collected when nobody uses them, not when a task ends."""
+
+
+# roots -------------------------------------------------------------------------------------
+
+
+async def _make_roots(scene: Scene) -> None:
+    for definition in scene.task.definition.container_definitions:
+        await make_root(scene, definition)
+
+
+async def make_root(scene: Scene, definition: ContainerDefinition) -> None:
+    """The container's cgroup and root file system; also before it is started once more."""
+    made = scene.containers[definition.name]
+    made.cgroup = made.cgroup or scene.node.tree.create(
+        names.container_cgroup(scene.task.id, definition.name), container_limits(definition)
+    )
+    assert scene.slot is not None  # the network step came first
+    directory = scene.node.container_dir(scene.task.id, definition.name)
+    root = await scene.node.roots.prepare(
+        made.image, directory, scene.slot.userns_fd, scene.task.id_base
+    )
+    made.root = root.mount_fd
+    wanted = definition.user if definition.user is not None else made.image.config.user
+    user = scene.node.roots.resolve_user(root.mount_fd, wanted)
+    made.user = Identity(uid=user.uid, gid=user.gid, groups=user.groups, home=user.home)
+    for mount in definition.mount_points:
+        volume = scene.node.task_dir(scene.task.id) / "volumes" / mount.source_volume
+        await scene.node.roots.populate_volume(
+            root.mount_fd, mount.container_path, volume, scene.task.id_base
+        )
+
+
+async def _drop_roots(scene: Scene) -> None:
+    for made in scene.containers.values():
+        if made.root is not None:
+            with contextlib.suppress(OSError):
+                os.close(made.root)
+            made.root = None
+        if made.cgroup is not None:
+            made.cgroup.close()
+            made.cgroup = None
+
+
+NETWORK = (Step("network", _attach_network, _detach_network),)
+CONNECT = (
+    Step("directory", _make_directory, _empty_directory),
+    Step("cgroup", _make_cgroup, _remove_cgroup),
+    *NETWORK,
+)
+"""Fargate's order: a task is connected before its images are pulled."""
+
+PULL = (Step("images", _pull_images, _nothing),)
+ROOTS = (Step("roots", _make_roots, _drop_roots),)
+EVERYTHING = CONNECT + PULL + ROOTS
