@@ -76,9 +76,7 @@ def described(root: bytes) -> dict[bytes, dict[str, object]]:
     found: dict[bytes, dict[str, object]] = {}
     links: dict[int, bytes] = {}
     for top, directories, files in os.walk(root):
-        for name in (
-            [b"", *sorted(directories + files)] if top == root else sorted(directories + files)
-        ):
+        for name in ([b""] if top == root else []) + sorted(directories + files):
             path = os.path.join(top, name) if name else root
             about = os.lstat(path)
             kind = stat.S_IFMT(about.st_mode)
@@ -138,12 +136,16 @@ def make_rich_tree(root: Path) -> None:
     os.setxattr(root / "etc", "user.dir", b"d")
     capability = bytes.fromhex("0100000200040000000000000000000000000000")
     os.setxattr(root / "etc/plain", "security.capability", capability)
-    for path, mtime_ns in [("hard", -1_500_000_001), ("suid", 9_999_999_999_123_456_789)]:
-        os.utime(root / path, ns=(0, mtime_ns))
+    for late, mtime_ns in [("hard", -1_500_000_001), ("suid", 9_999_999_999_123_456_789)]:
+        os.utime(root / late, ns=(0, mtime_ns))
     os.utime(root / "etc/link", ns=(0, 86_400_000_000_001), follow_symlinks=False)
-    for path in ("fifo", "tmp", "setgid", "etc", ""):
-        os.utime(root / path, ns=(0, 1_234_567_890_123_456_789))
+    for later in ("fifo", "tmp", "setgid", "etc", ""):
+        os.utime(root / later, ns=(0, 1_234_567_890_123_456_789))
     root.chmod(0o751)
+
+
+def gnu_tar(*arguments: str | Path) -> None:
+    subprocess.run(["tar", "--numeric-owner", *map(str, arguments)], check=True)
 
 
 @pytest.mark.parametrize(
@@ -165,10 +167,8 @@ async def test_a_rich_archive_becomes_what_gnu_tar_makes_of_it(
     expected.mkdir()
     make_rich_tree(source)
     xattrs = ["--xattrs", "--xattrs-include=*"] if "--format=pax" in options else []
-    create = ["tar", "--create", *options, *xattrs, "--numeric-owner", "-C", source, "-f", archive]
-    subprocess.run([*create, "."], check=True)
-    extract = ["tar", "--extract", *xattrs, "-p", "--numeric-owner", "-C", expected, "-f", archive]
-    subprocess.run(extract, check=True)
+    gnu_tar("--create", *options, *xattrs, "-C", source, "-f", archive, ".")
+    gnu_tar("--extract", *xattrs, "-p", "-C", expected, "-f", archive)
     made = await store.add(archive, media_type=PLAIN, diff_id=diff_id_of(archive.read_bytes()))
     assert described(os.fsencode(made)) == described(os.fsencode(expected))
     assert described(os.fsencode(made))[b"setgid/file"]["owner"] == (0, 0)
@@ -300,7 +300,7 @@ async def test_whiteouts_hide_what_lower_layers_have_and_nothing_else(
     merged = tmp_path / "merged"
     merged.mkdir()
     script = 'mount -t overlay none -o lowerdir="$1:$2" "$3" && cd "$3" && grep -r . | sort'
-    command = ["unshare", "--mount", "sh", "-c", script, "sh", upper, lower, merged]
+    command = ["unshare", "--mount", "sh", "-c", script, "sh", *map(str, (upper, lower, merged))]
     seen = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     assert seen == ["o/4:up", "o/5:up", "r/6:up", "w/2:up", "w/3:up"]
 
@@ -495,7 +495,7 @@ async def test_a_layer_arrives_in_any_packing(
         (ZSTD, zstd(TREE)[:-5], "zstd stream is"),
         (ZSTD, zstd(TREE) + zstd(b"")[:-2], "zstd stream is"),
         (ZSTD, zstd(TREE) + b"more", "zstd stream is damaged"),
-        (PLAIN, gzip.compress(TREE), "checksum is wrong"),
+        (PLAIN, gzip.compress(TREE), "header"),
         ("application/vnd.in-toto+json", TREE, "unknown type of layer"),
     ],
 )
@@ -683,7 +683,7 @@ async def test_what_reads_the_archive_can_do_nothing_else(store: LayerStore) -> 
 
 def test_a_file_system_without_idmapped_mounts_is_named(unpacker: Path, tmp_path: Path) -> None:
     script = 'mount -t ramfs none "$1" && exec "$2" 1073741824 9 9 9 </dev/null 3<"$1" 4>&1'
-    command = ["unshare", "--mount", "sh", "-c", script, "sh", tmp_path, unpacker]
+    command = ["unshare", "--mount", "sh", "-c", script, "sh", str(tmp_path), str(unpacker)]
     done = subprocess.run(command, capture_output=True, check=False)
     assert done.returncode == 1
     assert done.stdout == b"Ethe file system of the layer store has no idmapped mounts\0"
@@ -693,7 +693,7 @@ def test_a_file_system_without_idmapped_mounts_is_named(unpacker: Path, tmp_path
 def test_the_unpacker_refuses_arguments_that_would_be_dangerous(
     unpacker: Path, tmp_path: Path, arguments: list[str]
 ) -> None:
-    command = ["sh", "-c", 'd=$1; shift; exec "$@" 3<"$d" 4>&1', "sh", tmp_path, unpacker]
+    command = ["sh", "-c", 'd=$1; shift; exec "$@" 3<"$d" 4>&1', "sh", str(tmp_path), str(unpacker)]
     done = subprocess.run([*command, *arguments], capture_output=True, check=False)
     assert done.returncode == 1 and done.stdout.startswith(b"E")
 
@@ -704,14 +704,14 @@ def test_the_unpacker_refuses_arguments_that_would_be_dangerous(
 @pytest.mark.skipif(not os.environ.get("SANDBOX_BENCH"), reason="a measurement, not a test")
 async def test_unpacking_takes_about_as_long_as_gnu_tar(store: LayerStore, tmp_path: Path) -> None:
     archive = tmp_path / "archive"
-    subprocess.run(["tar", "-C", "/usr", "-cf", archive, "share/doc", "lib/python3"], check=True)
+    gnu_tar("-C", "/usr", "-cf", archive, "share/doc", "lib/python3")
     diff_id = diff_id_of(archive.read_bytes())
     for _ in range(5):
         os.sync()
         began = time.perf_counter()
         expected = tmp_path / "expected"
         expected.mkdir()
-        subprocess.run(["tar", "-C", expected, "-xpf", archive], check=True)
+        gnu_tar("-C", expected, "-xpf", archive)
         subprocess.run(["sync", "-f", expected], check=True)
         tar_s = time.perf_counter() - began
         shutil.rmtree(expected)
