@@ -41,6 +41,7 @@ from sandbox.images.documents import Descriptor, Image, ImageConfig, Platform
 from sandbox.images.flights import Flights, Report, together
 from sandbox.images.layers import LayerStore
 from sandbox.images.reference import (
+    DIGEST,
     AnyReference,
     ArchiveReference,
     LayoutReference,
@@ -92,12 +93,15 @@ class ImageStore:
         registry: RegistryClient,
         *,
         keep_blobs: bool = False,
+        logins: Callable[[str], Credentials | None] | None = None,
     ) -> None:
+        """`logins` knows the credentials for a registry when a pull brings none of its own."""
         self._store = store
         self._layers = layers
         self._registry = registry
         self._blobs = BlobStore(root / "blobs")
         self._keep_blobs = keep_blobs
+        self._logins = logins
         self._flights = Flights()
         self._held: Counter[str] = Counter()
         self._leaving: set[str] = set()
@@ -108,7 +112,10 @@ class ImageStore:
 
     def find(self, name: str) -> Image:
         """The stored image of that name, digest, or beginning of a digest; ImageNotFound."""
-        image = self._by_name(name) or self._by_digest(name)
+        if DIGEST.fullmatch(name):  # what supervisors ask; no image named "sha256" comes first
+            image = self._image(name, name)
+        else:
+            image = self._by_name(name) or self._by_digest(name)
         if image is None:
             raise ImageNotFound(f"{name}: no such image here")
         return image
@@ -185,6 +192,8 @@ class ImageStore:
             case ArchiveReference():
                 return ArchiveSource(name)
             case Reference():
+                if credentials is None and self._logins is not None:
+                    credentials = self._logins(name.domain)
                 return self._registry.source(name, credentials)
 
     async def _fetch(
@@ -305,7 +314,6 @@ class ImageStore:
     def sweep(self) -> None:
         """Remove what a crash left half-written; once, before anything else is asked."""
         self._blobs.sweep()
-        self._layers.sweep()
 
     async def remove(self, name: str, in_use: Collection[str] = ()) -> None:
         """Forget a name; with its last name, or by digest, the image and what only it needs.
