@@ -261,14 +261,19 @@ except BlockingIOError:
         for group in (web, task):
             group.remove()
 
-    def test_a_busy_cgroup_is_not_removed(self, tree: CgroupTree) -> None:
+    def test_what_is_busy_is_not_removed_even_in_part(self, tree: CgroupTree) -> None:
         group = leaf(tree, Limits())
+        idle = tree.create("task-1/idle", Limits())
         with inside(group, SAY_READY + HOLD, ready=True):
-            with pytest.raises(KernelError) as caught:
-                group.remove()
-            assert caught.value.errno == errno.EBUSY
-            assert tree.find(group.name) is not None
-        release(group)
+            task = tree.find("task-1")
+            assert task is not None
+            for remove in (group.remove, task.remove, tree.remove):
+                with pytest.raises(KernelError) as caught:
+                    remove()
+                assert caught.value.errno == errno.EBUSY
+            assert sorted(tree.names()) == ["task-1", "task-1/idle", "task-1/web"]
+            assert idle.stats().pids == 0
+        release(group, idle, task)
 
     def test_every_descriptor_is_closed_on_exec_and_by_close(self, tree: CgroupTree) -> None:
         before = descriptors()

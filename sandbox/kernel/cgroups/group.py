@@ -22,10 +22,8 @@ import trio
 
 from sandbox.errors import KernelError
 from sandbox.kernel.cgroups.files import Core, Cpu, CpuV1, CpuV2, Memory, MemoryV1, MemoryV2, Pids
-from sandbox.kernel.cgroups.hierarchies import CONTROLLERS, Branch
+from sandbox.kernel.cgroups.hierarchies import CONTROLLERS, GONE, Branch
 from sandbox.kernel.cgroups.limits import CgroupStats, Limits
-
-GONE = (errno.ENOENT, errno.ENODEV)
 
 FREEZE_AND_KILL_PATIENCE_S = 5.0
 
@@ -50,6 +48,12 @@ class Branches:
     @property
     def unified_controllers(self) -> tuple[str, ...]:
         return tuple(name for name in CONTROLLERS if getattr(self, name).version == 2)
+
+    def remove(self, directory: str) -> None:
+        """From every hierarchy; version 1 has no claim of its own to whether it is in use."""
+        self.unified.wait_unpopulated(directory)
+        for branch in (*self.legacy, self.unified):
+            branch.rmdir(directory)
 
     def close(self) -> None:
         for branch in (*self.legacy, self.unified):
@@ -157,14 +161,13 @@ class Cgroup:
         return not self.populated()
 
     def remove(self) -> None:
-        """Remove it with all below it, in every hierarchy. Busy: tried again, for a quarter second.
+        """Remove it with all below it, in every hierarchy.
 
-        The version 2 directory goes last, so that a cgroup that is half removed is still found.
-        May sleep: not for the event loop unless `populated` said no.
+        EBUSY, and nothing is touched, when a process stays in it for a quarter second. The version
+        2 directory goes last, so that a cgroup that is half removed is still found.
         """
         self.close()
-        for branch in (*self._branches.legacy, self._branches.unified):
-            branch.rmdir(self._directory)
+        self._branches.remove(self._directory)
 
     def close(self) -> None:
         """Let go of every descriptor. The handle stays usable."""

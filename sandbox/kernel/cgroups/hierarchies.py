@@ -19,10 +19,13 @@ from sandbox.kernel import native
 
 CONTROLLERS = ("cpu", "memory", "pids")
 
+# A directory that was removed, by name and by a descriptor that is still open.
+GONE = (errno.ENOENT, errno.ENODEV)
+
 MAGIC = {1: native.CGROUP_SUPER_MAGIC, 2: native.CGROUP2_SUPER_MAGIC}
 
-# A cgroup is busy for a moment after its last process was reaped: the kernel drops the dead
-# process's reference later than it wakes the parent.
+# A directory may be busy for a moment after its last process was killed or even reaped: the kernel
+# drops the dead process's reference later than it wakes the parent.
 REMOVAL_PATIENCE_S = 0.25
 
 
@@ -152,6 +155,22 @@ class Branch:
             raise self._failed("readdir", name, error) from error
         finally:
             os.close(fd)
+
+    def wait_unpopulated(self, name: str) -> None:
+        """Version 2 only. EBUSY if a process stays in `name` or below; fine if `name` is gone."""
+        deadline = time.monotonic() + REMOVAL_PATIENCE_S
+        while self._is_populated(name):
+            if time.monotonic() > deadline:
+                raise KernelError("rmdir", self.subject(name), errno.EBUSY)
+            time.sleep(0.001)
+
+    def _is_populated(self, name: str) -> bool:
+        try:
+            return "populated 1" in self.read(f"{name}/cgroup.events")
+        except KernelError as error:
+            if error.errno in GONE:
+                return False
+            raise
 
     def rmdir(self, name: str) -> None:
         """Remove `name` with all below it; nothing to do if it is gone. Waits, within bounds."""

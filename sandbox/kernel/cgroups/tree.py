@@ -97,9 +97,8 @@ class CgroupTree:
         return [name.rstrip(".") for name in found]
 
     def remove(self) -> None:
-        """Remove the whole tree. KernelError EBUSY while any process is in it."""
-        for branch in (*self._branches.legacy, self._branches.unified):
-            branch.rmdir(f"../{os.path.basename(branch.path)}")
+        """Remove the whole tree. EBUSY, and nothing is touched, when a process stays in it."""
+        self._branches.remove(f"../{os.path.basename(self._branches.unified.path)}")
 
     def close(self) -> None:
         self._branches.close()
