@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
 from sandbox.errors import KernelError
 from sandbox.kernel.cgroups import Cgroup, CgroupTree, Limits
 from sandbox.kernel.cgroups.hierarchies import Mount, choose, parse_mountinfo
-from tests.suites.cgroup_suite import CgroupSuite, KillSuite
+from tests.suites.cgroup_suite import PATIENCE_S, CgroupSuite, KillSuite
 
 pytestmark = pytest.mark.guest
 
@@ -30,10 +31,12 @@ def tree() -> Iterator[CgroupTree]:
 
 
 def remove(tree: CgroupTree) -> None:
+    """End and remove everything, also after a test that failed half way."""
     for name in tree.names():
         group = tree.find(name)
         if group is not None:
             group.kill()
+            trio.run(group.wait_empty, PATIENCE_S)
             group.close()
     tree.remove()
     tree.close()
