@@ -39,9 +39,10 @@ from sandbox.model.task import (
     TaskView,
 )
 from sandbox.runtime import archive as archives
+from sandbox.runtime.containers import Containers, close_streams
 from sandbox.runtime.logs import Tail
 from sandbox.runtime.node import Node
-from sandbox.runtime.supervisor import Handover, Supervisor, close_streams
+from sandbox.runtime.supervisor import Handover
 from sandbox.runtime.supervisors import Supervisors
 from sandbox.store import rows
 from sandbox.store.base import Versioned
@@ -230,12 +231,12 @@ class Tasks:
 
     # Live containers -------------------------------------------------------------------------
 
-    def _live(self, task: str) -> Supervisor:
+    def _live(self, task: str) -> Containers:
         task = self.find(task)
         supervisor = self._supervisors.get(task)
         if supervisor is None:
             raise InvalidParameterException(f"task {task} is not running")
-        return supervisor
+        return supervisor.containers
 
     async def kill(self, task: str, signal: int, *, container: str | None = None) -> None:
         """Send a signal to the first process of a container, by default the first essential one."""

@@ -60,6 +60,8 @@ class Scene:
     slot: Slot | None = None
     interface: Interface | None = None
     cgroup: Cgroup | None = None
+    pidns: int | None = None
+    """The pid namespace that the containers share, with pidMode task."""
     containers: dict[str, ContainerScene] = field(default_factory=dict)
     progress: Callable[[str, int, int | None], None] | None = None
 

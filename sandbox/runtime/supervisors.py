@@ -20,9 +20,10 @@ import trio
 from sandbox.errors import SandboxError, StoreError
 from sandbox.model.task import Status, StopCode, TaskDesired, TaskKnown
 from sandbox.runtime import steps
+from sandbox.runtime.containers import close_streams
 from sandbox.runtime.node import Node
 from sandbox.runtime.steps import Scene
-from sandbox.runtime.supervisor import Handover, Supervisor, close_streams
+from sandbox.runtime.supervisor import Handover, Supervisor
 from sandbox.store import rows
 
 _ATTEMPTS: Final = 5
@@ -80,7 +81,7 @@ class Supervisors:
         self._nursery.start_soon(self._supervise, supervisor)
 
     async def _supervise(self, supervisor: Supervisor) -> None:
-        task = supervisor.known.id
+        task = supervisor.record.known.id
         try:
             for attempt in range(_ATTEMPTS):
                 try:
@@ -96,10 +97,10 @@ class Supervisors:
             self._live.pop(task, None)
 
     def _again(self, supervisor: Supervisor) -> Supervisor:
-        desired, known = self._rows(supervisor.known.id)
-        again = Supervisor(self._node, desired, known or supervisor.known, None)
+        desired, known = self._rows(supervisor.record.known.id)
+        again = Supervisor(self._node, desired, known or supervisor.record.known, None)
         again.scene.slot = supervisor.scene.slot
-        self._live[again.known.id] = again
+        self._live[again.record.known.id] = again
         return again
 
     def _rows(self, task: str) -> tuple[TaskDesired, TaskKnown | None]:
@@ -112,12 +113,13 @@ class Supervisors:
         try:
             await steps.undo(Scene(node=self._node, task=supervisor.scene.task), steps.EVERYTHING)
         except ExceptionGroup as group:
-            self._node.log.error("give up", task=supervisor.known.id, error=repr(group))
+            self._node.log.error("give up", task=supervisor.record.known.id, error=repr(group))
         known = msgspec.structs.replace(
-            supervisor.known,
+            supervisor.record.known,
             last_status=Status.STOPPED,
-            stop_code=supervisor.known.stop_code or StopCode.INFRASTRUCTURE_HEALTH,
-            stopped_reason=supervisor.known.stopped_reason or "the task's supervisor kept failing",
+            stop_code=supervisor.record.known.stop_code or StopCode.INFRASTRUCTURE_HEALTH,
+            stopped_reason=supervisor.record.known.stopped_reason
+            or "the task's supervisor kept failing",
             stopped_at=time.time(),
         )
         await self._node.store.txn({rows.known_key(known.id): known}, durable=False)

@@ -1,0 +1,344 @@
+"""The containers of one task: started, attended to, entered, started again, stopped.
+
+What may happen is decided elsewhere (`ordering`, the supervisor); here it happens, and what came of
+it goes into the task's record. A container is a keeper, a cgroup and a status directory for each
+start; its writable layer and its log directories outlive a restart in place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Final
+
+import trio
+
+from sandbox.errors import InvalidParameterException, KernelError, SandboxError
+from sandbox.images.documents import Image, ImageConfig
+from sandbox.kernel.slots import Slot
+from sandbox.model import names
+from sandbox.model.observed import ExecRequest
+from sandbox.model.request import Streams
+from sandbox.model.task import ContainerDefinition, ContainerKnown
+from sandbox.runtime import execs, health, launch, ordering, steps
+from sandbox.runtime import keeper as keepers
+from sandbox.runtime.container import choose_limits
+from sandbox.runtime.keeper import Ended, Failed, Keeper, Lost, StartFailed
+from sandbox.runtime.node import Node
+from sandbox.runtime.record import Record
+from sandbox.runtime.steps import ContainerScene, Scene
+
+DEFAULT_STOP_TIMEOUT_S: Final = 30
+_DRAIN_S: Final = 10.0
+"""How long a keeper that was told to forget its clients may take to sync its log."""
+_OOM_REASON: Final = "OutOfMemoryError: Container killed due to memory usage"
+_LOST_REASON: Final = "ContainerRuntimeError: the keeper was killed, how it ended is unknown"
+
+
+class Containers:
+    """Lives in the supervisor's nursery; `changed` wakes the supervisor."""
+
+    def __init__(
+        self,
+        node: Node,
+        scene: Scene,
+        record: Record,
+        streams: dict[str, Streams],
+        changed: Callable[[], None],
+    ) -> None:
+        self._node = node
+        self._scene = scene
+        self._record = record
+        self._streams = streams
+        self._changed = changed
+        self._keepers: dict[str, Keeper] = {}
+        self._execs: dict[str, Keeper] = {}
+        self._oom_kills: dict[str, int] = {}
+        self.may_restart = True
+        self.nursery: trio.Nursery | None = None
+
+    # Starting -------------------------------------------------------------------------------
+
+    async def start(self, definition: ContainerDefinition) -> None:
+        """Start it; a failure goes into the record, like an end."""
+        name = definition.name
+        self._node.failpoints.reach("keeper.do")
+        made = self._scene.containers[name]
+        attempt = self._record.container(name).attempt
+        self._oom_kills[name] = made.cgroup.oom_kills() if made.cgroup else 0
+        streams = self._streams.pop(name, None)
+        try:
+            keeper = await launch.start(self._scene, definition, attempt, streams)
+        except StartFailed as error:
+            reason, code = start_failure(error)
+            self._record.note(
+                name,
+                last_status="STOPPED",
+                reason=reason,
+                exit_code=code,
+                finished_at=time.time(),
+            )
+            self._changed()
+            return
+        finally:
+            close_streams(streams)
+            if made.cgroup is not None:
+                made.cgroup.close()  # it opens again what it is asked for; nobody may ask for long
+        self._node.failpoints.reach("keeper.done")
+        self._record.note(
+            name,
+            last_status="RUNNING",
+            keeper=keeper.identity,
+            started_at=time.time(),
+            lowered=made.limits.lowered,
+        )
+        self._attend_to(name, keeper)
+
+    async def find(self, container: ContainerKnown) -> None:
+        """After an agent that died: attend to it again, or learn how it ended."""
+        directory = self._node.container_dir(self._record.known.id, container.name)
+        found = keepers.find(directory / f"run.{container.attempt}")
+        if isinstance(found, Keeper):
+            if self._scene.slot is None and (held := found.namespaces()) is not None:
+                self._scene.slot = Slot(*held, self._scene.task.id_base)
+            self._attend_to(container.name, found)
+        else:
+            await self._after_end(container.name, found, None)
+
+    def _attend_to(self, name: str, keeper: Keeper) -> None:
+        assert self.nursery is not None
+        self._keepers[name] = keeper
+        self.nursery.start_soon(self._attend, name, keeper)
+
+    # Ending ---------------------------------------------------------------------------------
+
+    async def _attend(self, name: str, keeper: Keeper) -> None:
+        """One start of a container: its health while it runs, its end, then perhaps another."""
+        check = self._scene.definition(name).health_check
+        if check is None:
+            end = await keeper.wait()
+        else:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(health.watch, check, self._target(name), self._hear(name))
+                end = await keeper.wait()
+                nursery.cancel_scope.cancel()
+        await self._after_end(name, end, keeper)
+        self._changed()
+
+    def _hear(self, name: str) -> Callable[[health.Verdict], Awaitable[None]]:
+        async def hear(verdict: health.Verdict) -> None:
+            before = self._record.container(name)
+            moved = verdict.health != before.health
+            self._record.note(
+                name,
+                health=verdict.health,
+                health_since=time.time() if moved else before.health_since,
+                health_output=verdict.output,
+            )
+            healths = {c.name: c.health for c in self._record.known.containers}
+            overall = ordering.task_health(self._scene.task.definition, healths)
+            await self._record.save(health=overall)
+            self._changed()
+
+        return hear
+
+    async def _after_end(
+        self, name: str, end: Ended | Failed | Lost, keeper: Keeper | None
+    ) -> None:
+        again = self._shall_restart(name, end)
+        if again:
+            self._record.restarting.add(name)
+        self._record_end(name, end)
+        if isinstance(end, Lost) or self._scene.task.definition.pid_mode == "task":
+            self.kill(name)  # no pid namespace of its own ended with its first process
+        if again:
+            await self._restart(name, keeper)
+            self._record.restarting.discard(name)
+
+    def _record_end(self, name: str, end: Ended | Failed | Lost) -> None:
+        finished_at = time.time() if isinstance(end, Lost) else end.at
+        match end:
+            case Ended():
+                reason = _OOM_REASON if self._was_oom_killed(name) else None
+                code: int | None = end.exit_code
+            case Failed():
+                reason, code = f"CannotStartContainerError: {os.strerror(end.errno)}", None
+            case Lost():
+                reason, code = _LOST_REASON, None
+        self._record.note(
+            name, last_status="STOPPED", exit_code=code, reason=reason, finished_at=finished_at
+        )
+        if self._scene.definition(name).essential:
+            first = self._record.known.execution_stopped_at
+            self._record.change(execution_stopped_at=first or finished_at)
+
+    def _was_oom_killed(self, name: str) -> bool:
+        """By the kernel's counter, whatever the exit code says; read before the cgroup goes."""
+        cgroup = self._node.tree.find(names.container_cgroup(self._record.known.id, name))
+        if cgroup is None:
+            return False
+        with contextlib.closing(cgroup), contextlib.suppress(KernelError):
+            return cgroup.oom_kills() > self._oom_kills.get(name, 0)
+        return False
+
+    # Again, in place ------------------------------------------------------------------------
+
+    def _shall_restart(self, name: str, end: Ended | Failed | Lost) -> bool:
+        began = self._record.container(name).started_at or time.time()
+        return isinstance(end, Ended) and ordering.should_restart(
+            self._scene.definition(name).restart_policy,
+            exit_code=end.exit_code,
+            ran_s=end.at - began,
+            stopping=self._record.is_stopping or not self.may_restart,
+        )
+
+    async def _restart(self, name: str, keeper: Keeper | None) -> None:
+        """The same writable layer, a new program, its log beside that of the start before."""
+        self.kill(name)
+        if keeper is not None:
+            await keeper.wait_gone()
+            del self._keepers[name]
+            keeper.close()
+        definition, known = self._scene.definition(name), self._record.container(name)
+        try:
+            await self._set_again(definition)
+        except SandboxError as error:
+            self._record.note(name, reason=f"CannotStartContainerError: {error}")
+            return
+        self._record.note(
+            name,
+            last_status="PENDING",
+            attempt=known.attempt + 1,
+            exit_code=None,
+            finished_at=None,
+            reason=None,
+        )
+        await self.start(definition)
+        await self._record.save()
+
+    async def _set_again(self, definition: ContainerDefinition) -> None:
+        """The container's scene: an agent that did not make the task finds its parts first."""
+        if definition.name not in self._scene.containers:
+            limits = choose_limits(definition.ulimits, may_raise=self._node.may_raise_limits)
+            image = self._stored_image(definition.name)
+            self._scene.containers[definition.name] = ContainerScene(image=image, limits=limits)
+        if self._scene.interface is None:
+            await steps.perform(self._scene, steps.NETWORK)
+        await steps.make_root(self._scene, definition)
+
+    # Stopping -------------------------------------------------------------------------------
+
+    async def stop(self, name: str) -> None:
+        """The image's stop signal, then after stopTimeout everything is killed."""
+        keeper = self._keepers.get(name)
+        if keeper is not None and keeper.signal(self._config(name).stop_signal):
+            await trio.sleep(self._scene.definition(name).stop_timeout or DEFAULT_STOP_TIMEOUT_S)
+        self.kill(name)
+
+    def kill(self, name: str) -> None:
+        """Everything in the container's cgroup, at once."""
+        cgroup = self._node.tree.find(names.container_cgroup(self._record.known.id, name))
+        if cgroup is not None:
+            with contextlib.closing(cgroup):
+                cgroup.kill()
+
+    async def leave(self, *, patient: bool) -> None:
+        """See the keepers out. A patient one waits for clients that read what is left to read."""
+        for keeper in self._keepers.values():
+            await _see_out(keeper, patience_s=float("inf") if patient else 0)
+            keeper.close()
+        self._keepers.clear()
+        for streams in self._streams.values():
+            close_streams(streams)
+        self._streams.clear()
+
+    # What is asked of live containers -------------------------------------------------------
+
+    def _keeper(self, container: str | None) -> tuple[str, Keeper]:
+        """Of the named container, else of the first essential one; it must be running."""
+        definitions = self._scene.task.definition.container_definitions
+        name = container or next((d.name for d in definitions if d.essential), definitions[0].name)
+        keeper = self._keepers.get(name)
+        if keeper is None:
+            raise InvalidParameterException(f"container {name} is not running")
+        return name, keeper
+
+    def signal(self, number: int, container: str | None) -> None:
+        """To the container's first process. One that has just ended is no error."""
+        self._keeper(container)[1].signal(number)
+
+    async def exec(
+        self, request: ExecRequest, streams: Streams, started: Callable[[str], None] | None
+    ) -> int:
+        target = self._target(self._keeper(request.container)[0])
+        return await execs.run(target, request, streams, self._execs, started)
+
+    def resize(self, rows: int, cols: int, container: str | None, exec_id: str | None) -> None:
+        keeper = self._execs.get(exec_id) if exec_id else self._keeper(container)[1]
+        if keeper is None:
+            raise InvalidParameterException(f"no exec {exec_id} is running")
+        keeper.resize(rows, cols)
+
+    @contextlib.contextmanager
+    def root(self, container: str | None) -> Iterator[tuple[int, int]]:
+        """The container's root as a descriptor, and the first id of its range."""
+        fd = self._keeper(container)[1].open_root()
+        try:
+            yield fd, self._scene.task.id_base
+        finally:
+            os.close(fd)
+
+    def _config(self, name: str) -> ImageConfig:
+        made = self._scene.containers.get(name)
+        return made.image.config if made else self._stored_image(name).config
+
+    def _stored_image(self, name: str) -> Image:
+        return self._node.images.find(self._record.container(name).image_digest or "")
+
+    def _target(self, name: str) -> execs.Target:
+        task, interface = self._scene.task, self._scene.interface
+        return execs.Target(
+            self._node,
+            task.id,
+            task.id_base,
+            self._scene.definition(name),
+            self._config(name),
+            self._keepers[name],
+            interface.hostname if interface else task.id[:12],
+        )
+
+
+async def _see_out(keeper: Keeper, *, patience_s: float) -> None:
+    with trio.move_on_after(patience_s):
+        await keeper.wait_gone()
+        return
+    keeper.detach()
+    with trio.move_on_after(_DRAIN_S):
+        await keeper.wait_gone()
+        return
+    keeper.kill()
+    await keeper.wait_gone()
+
+
+def close_streams(streams: Streams | None) -> None:
+    if streams is None:
+        return
+    for fd in {streams.stdin, streams.stdout, streams.stderr}:
+        if fd is not None:
+            os.close(fd)
+
+
+def start_failure(error: StartFailed) -> tuple[str, int | None]:
+    """ECS's text for a container that could not be started, and a shell's exit code for it."""
+    if not error.is_exec:
+        return f"CannotStartContainerError: {error}", None
+    program = f'CannotStartContainerError: exec: "{error.subject}"'
+    match error.errno:
+        case 2:
+            return f"{program}: executable file not found in $PATH", 127
+        case 13:
+            return f"{program}: permission denied", 126
+        case _:
+            return f"{program}: {os.strerror(error.errno).lower()}", 126

@@ -1,0 +1,80 @@
+"""One start of one container: from what the steps made to a running keeper."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+
+from sandbox.kernel import mounts, native
+from sandbox.model.request import Streams
+from sandbox.model.task import ContainerDefinition
+from sandbox.runtime import keeper as keepers
+from sandbox.runtime.container import Place, VolumeMount, compile_container
+from sandbox.runtime.keeper import Keeper
+from sandbox.runtime.steps import Scene
+
+
+async def start(
+    scene: Scene, definition: ContainerDefinition, attempt: int, streams: Streams | None
+) -> Keeper:
+    """Raises StartFailed, KernelError. The container's root is used up, whatever happens."""
+    made, node = scene.containers[definition.name], scene.node
+    with ExitStack() as lent:
+        if made.root is not None:
+            lent.callback(os.close, made.root)
+        root, made.root = made.root, None
+        assert root is not None, "steps.make_root comes before every start"
+        program = compile_container(
+            definition,
+            made.image.config,
+            _place(scene, definition, root, _volumes(scene, definition, lent)),
+            user=made.user,
+            limits=made.limits,
+            streams=streams,
+        )
+        directory = node.container_dir(scene.task.id, definition.name) / f"run.{attempt}"
+        return await keepers.start(program, binary=node.keeper, status_dir=directory)
+
+
+def _place(
+    scene: Scene, definition: ContainerDefinition, root: int, volumes: tuple[VolumeMount, ...]
+) -> Place:
+    cgroup = scene.containers[definition.name].cgroup
+    assert cgroup and scene.slot and scene.interface, "the steps come before every start"
+    return Place(
+        userns=scene.slot.userns_fd,
+        netns=scene.slot.netns_fd,
+        pidns=scene.pidns,
+        id_base=scene.task.id_base,
+        cgroup=cgroup.directory_fd,
+        tasks_files=cgroup.tasks_fds,
+        root=root,
+        volumes=volumes,
+        hostname=scene.interface.hostname,
+        hosts=scene.interface.hosts,
+        resolv_conf=scene.interface.resolv_conf,
+        region=scene.node.place.region,
+    )
+
+
+def _volumes(
+    scene: Scene, definition: ContainerDefinition, lent: ExitStack
+) -> tuple[VolumeMount, ...]:
+    """Its own mount points, then those of the containers that it takes volumes from."""
+    wanted = {m.container_path: (m.source_volume, m.read_only) for m in definition.mount_points}
+    for origin in definition.volumes_from:
+        for mount in scene.definition(origin.source_container).mount_points:
+            read_only = mount.read_only or origin.read_only
+            wanted.setdefault(mount.container_path, (mount.source_volume, read_only))
+    directory = scene.node.task_dir(scene.task.id) / "volumes"
+    opened = []
+    for path, (volume, read_only) in wanted.items():
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+        fd = native.openat2(native.AT_FDCWD, str(directory / volume), flags)
+        try:
+            copy = mounts.clone(fd)
+        finally:
+            os.close(fd)
+        lent.callback(os.close, copy)
+        opened.append(VolumeMount(descriptor=copy, path=path, read_only=read_only))
+    return tuple(opened)

@@ -1,0 +1,72 @@
+"""A task's `known` row while its supervisor lives: changed here, written when others must know.
+
+One writer: the supervisor and what it owns. Facts of this host are not synced to disk: they survive
+a kill of the agent, and a power cut ends the containers that they are about anyway.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from sandbox.model.task import ContainerKnown, TaskKnown
+from sandbox.runtime.ordering import Facts
+from sandbox.store import rows
+from sandbox.store.base import Store
+
+
+class Record:
+    def __init__(self, store: Store, known: TaskKnown) -> None:
+        self._store = store
+        self.known = known
+        self.restarting: set[str] = set()
+        """Containers that ended and are about to be started again: not ended for good."""
+
+    def container(self, name: str) -> ContainerKnown:
+        return next(c for c in self.known.containers if c.name == name)
+
+    def live(self) -> list[str]:
+        return [c.name for c in self.known.containers if c.last_status == "RUNNING"]
+
+    @property
+    def is_stopping(self) -> bool:
+        return self.known.stop_code is not None
+
+    def change(self, **changes: Any) -> None:
+        """Of the task; written with the next `save`."""
+        self.known = msgspec.structs.replace(self.known, **changes)
+
+    def note(self, name: str, **changes: Any) -> None:
+        """Of one container; written with the next `save`."""
+        self.change(
+            containers=tuple(
+                msgspec.structs.replace(c, **changes) if c.name == name else c
+                for c in self.known.containers
+            )
+        )
+
+    async def save(self, **changes: Any) -> None:
+        self.change(**changes)
+        await self._store.txn({rows.known_key(self.known.id): self.known}, durable=False)
+
+    async def save_event(self, version: int, **changes: Any) -> None:
+        """A change that raises an event: each has a higher version than the one before."""
+        await self.save(version=max(self.known.version + 1, version), **changes)
+
+    def facts(self) -> Mapping[str, Facts]:
+        """What `ordering` decides by."""
+        now = time.time()
+        return {
+            c.name: Facts(
+                started=c.started_at is not None,
+                ended=c.last_status == "STOPPED" and c.name not in self.restarting,
+                exit_code=c.exit_code,
+                health=c.health,
+                reason=c.reason,
+                age_s=now - (c.started_at or now),
+            )
+            for c in self.known.containers
+        }

@@ -1,0 +1,90 @@
+"""A real agent for a test, and a short way to run a task on it.
+
+`agent` is embedded in the test's own trio loop with a state directory of its own. `tiny` is the
+smallest real image (busybox), pulled over HTTP from a real registry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from sandbox.agent import Agent, open_agent
+from sandbox.model.request import RunRequest
+from sandbox.model.task import ContainerDefinition, ContainerKnown, TaskDefinition, TaskView
+from tests.conftest import Registry
+
+
+@pytest.fixture
+def tiny(registry: Registry) -> str:
+    return registry.images["tiny"]
+
+
+@pytest.fixture
+def state_dir(tmp_path: Path) -> Path:
+    """Not yet made."""
+    return tmp_path / "state"
+
+
+@pytest.fixture
+async def agent(state_dir: Path, tmp_path: Path) -> AsyncIterator[Agent]:
+    async with open_agent(state_dir, tmp_path / "run", {"warm_slots": 1}, resident=True) as running:
+        yield running
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A task that has ended, and what its containers wrote."""
+
+    view: TaskView
+    stdout: str
+    stderr: str
+
+    @property
+    def container(self) -> ContainerKnown:
+        return self.view.known.containers[0]
+
+
+def definition(*containers: ContainerDefinition, **members: Any) -> TaskDefinition:
+    given = {"family": "test", "cpu": "256", "memory": "512"} | members
+    return TaskDefinition(container_definitions=containers, **given)
+
+
+async def finish(agent: Agent, task: str) -> Outcome:
+    """Wait until the task is STOPPED, and read its logs."""
+    async for view in agent.tasks.watch(task):
+        last = view
+    written = {"stdout": b"", "stderr": b"", "terminal": b"", "keeper": b""}
+    async for record in agent.tasks.logs(task):
+        written[record.stream] += record.data
+    text = {stream: data.decode(errors="replace") for stream, data in written.items()}
+    return Outcome(last, text["stdout"] + text["terminal"], text["stderr"])
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
+    """Poll, for what has no event; fails the test after `timeout_s`."""
+    with trio.fail_after(timeout_s):
+        while not condition():
+            await trio.sleep(0.01)
+
+
+Run = Callable[..., Awaitable[Outcome]]
+
+
+@pytest.fixture
+def run(agent: Agent, tiny: str) -> Run:
+    """`await run("sh", "-c", "...", user="1000")`: one container of `tiny`, to its end."""
+
+    async def run(*command: str, **members: Any) -> Outcome:
+        given = {"name": "app", "image": tiny, "command": command or None} | members
+        wanted = definition(ContainerDefinition(**given))
+        with trio.fail_after(60):
+            view = await agent.tasks.run(RunRequest(definition=wanted))
+            return await finish(agent, view.id)
+
+    return run
