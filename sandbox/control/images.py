@@ -12,22 +12,12 @@ from pathlib import Path
 
 from sandbox.errors import ClientException, ImageError
 from sandbox.images.credentials import Credentials
-from sandbox.images.documents import Image, ImageConfig, parse_signal
-from sandbox.images.image_store import ImageStore, Progress, Pruned, Pull
-from sandbox.model.task import Record, Status
+from sandbox.images.documents import parse_signal
+from sandbox.images.image_store import ImageStore, Progress, Pull
+from sandbox.model.image import Image, ImageConfig, ImageSummary, Pruned
+from sandbox.model.task import Status
 from sandbox.store import rows
 from sandbox.store.base import Store
-
-
-class ImageSummary(Record, frozen=True, kw_only=True):
-    """One line of a listing; `name` is None for an image whose name moved on."""
-
-    name: str | None
-    digest: str
-    platform: str
-    size_bytes: int
-    created: str | None = None
-    in_use: bool = False
 
 
 class Images:

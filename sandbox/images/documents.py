@@ -21,7 +21,8 @@ import msgspec
 
 from sandbox.errors import ImageError
 from sandbox.images.reference import DIGEST
-from sandbox.model.task import Record
+from sandbox.model.image import Image as Image
+from sandbox.model.image import ImageConfig as ImageConfig
 
 MANIFEST_TYPES = (
     "application/vnd.oci.image.manifest.v1+json",
@@ -100,39 +101,6 @@ class Index(msgspec.Struct, frozen=True, kw_only=True):
     """One name, several platforms."""
 
     manifests: tuple[Descriptor, ...]
-
-
-class ImageConfig(Record, frozen=True, kw_only=True):
-    """What the image says about how to run it. `stop_signal` is the kernel's number."""
-
-    entrypoint: tuple[str, ...] = ()
-    cmd: tuple[str, ...] = ()
-    env: tuple[tuple[str, str], ...] = ()
-    user: str = ""
-    working_dir: str = ""
-    stop_signal: int = _DEFAULT_STOP_SIGNAL
-    volumes: tuple[str, ...] = ()
-    exposed_ports: tuple[str, ...] = ()
-    labels: dict[str, str] = msgspec.field(default_factory=dict)
-
-
-class Image(Record, frozen=True, kw_only=True):
-    """An image that is stored here and ready to run."""
-
-    reference: str
-    """The normalised name it was asked for by."""
-    digest: str
-    """The manifest's digest."""
-    platform: str
-    config: ImageConfig
-    diff_ids: tuple[str, ...]
-    """Digests of the uncompressed layers, lowest first: their names in the layer store."""
-    size_bytes: int
-    """Layers and configuration as they were transferred, mostly compressed."""
-    created: str | None = None
-    config_digest: str
-    layers: tuple[str, ...] = ()
-    """Digests of the layers as transferred, in the order of `diff_ids`."""
 
 
 class Configuration(msgspec.Struct, frozen=True, kw_only=True):

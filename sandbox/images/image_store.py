@@ -50,6 +50,7 @@ from sandbox.images.reference import (
     parse_name,
 )
 from sandbox.images.sources import Resolved, Source
+from sandbox.model.image import Pruned as Pruned
 from sandbox.model.task import Record
 from sandbox.store.base import Store
 
@@ -74,12 +75,12 @@ class Name(Record, frozen=True, kw_only=True):
     resolved: str
 
 
-class Pruned(msgspec.Struct, frozen=True, kw_only=True):
-    """What `prune` removed: manifest digests, diff_ids, and their size as they were pulled."""
+class _Found(msgspec.Struct, frozen=True):
+    """What a name led to: the image as it will be once its layers are here."""
 
-    images: tuple[str, ...]
-    layers: tuple[str, ...]
-    size_bytes: int
+    image: Image
+    resolved: Resolved
+    config: bytes
 
 
 class ImageStore:
@@ -167,23 +168,14 @@ class ImageStore:
         progress: Progress | None,
     ) -> Image:
         source = self._source(name, credentials)
-        pulled: list[Image] = []
 
-        async def work(_: Report) -> None:
-            resolved = await sources.resolve(source, wanted)
-            image = self._known(resolved, name, wanted)
-            if image is None:
-                image = await self._fetch(source, resolved, name, wanted, progress)
-            else:
-                with self._holding(image):
-                    await self._write(image, resolved.root_digest)
-            pulled.append(image)
+        async def look(_: Report) -> _Found:
+            return await self._look(source, name, wanted)
 
-        await self._flights.run(f"image {name} {wanted}", work, origin=source.origin)
-        image = pulled[0] if pulled else self._ready(name, wanted)
-        if image is None:
-            raise ImageNotFound(f"{name}: was removed while it was pulled")
-        return image
+        key = f"image {name} {wanted}"
+        found = await self._flights.run(key, look, origin=source.origin)
+        await self._fetch(source, found, progress)
+        return found.image
 
     def _source(self, name: AnyReference, credentials: Credentials | None) -> Source:
         match name:
@@ -196,16 +188,15 @@ class ImageStore:
                     credentials = self._logins(name.domain)
                 return self._registry.source(name, credentials)
 
-    async def _fetch(
-        self,
-        source: Source,
-        resolved: Resolved,
-        name: AnyReference,
-        wanted: Platform,
-        progress: Progress | None,
-    ) -> Image:
+    async def _look(self, source: Source, name: AnyReference, wanted: Platform) -> _Found:
+        """What the name stands for, with its configuration; layers are another matter."""
+        digest = name.digest if isinstance(name, Reference) else None
+        resolved = await sources.resolve(source, wanted, digest)
         manifest = resolved.manifest
-        body = await sources.read_small(source, manifest.config)
+        if self._blobs.has(manifest.config.digest):
+            body = self._blobs.read(manifest.config)
+        else:
+            body = await sources.read_small(source, manifest.config)
         configuration = documents.parse_config(body, manifest, wanted)
         image = Image(
             reference=str(name),
@@ -218,22 +209,24 @@ class ImageStore:
             config_digest=manifest.config.digest,
             layers=tuple(layer.digest for layer in manifest.layers),
         )
-        with self._holding(image):
-            await self._blobs.write(body)
-            await self._blobs.write(resolved.body)
-            await self._fetch_layers(source, image, manifest.layers, progress)
-            await self._write(image, resolved.root_digest)
-        return image
+        return _Found(image, resolved, body)
 
-    async def _fetch_layers(
-        self,
-        source: Source,
-        image: Image,
-        layers: Collection[Descriptor],
-        progress: Progress | None,
-    ) -> None:
+    async def _fetch(self, source: Source, found: _Found, progress: Progress | None) -> None:
+        """Bring what is missing of the image, then write it down."""
+        image, resolved = found.image, found.resolved
+
+        async def keep(_: Report) -> None:
+            await self._blobs.write(found.config)
+            await self._blobs.write(resolved.body)
+
+        with self._holding(image):
+            await self._flights.run(image.digest, keep)
+            await self._fetch_layers(source, found, progress)
+            await self._write(image, resolved.root_digest)
+
+    async def _fetch_layers(self, source: Source, found: _Found, progress: Progress | None) -> None:
         # The largest first: what is started last should not be what takes longest.
-        unique = dict(zip(image.diff_ids, layers, strict=True))
+        unique = dict(zip(found.image.diff_ids, found.resolved.manifest.layers, strict=True))
         largest_first = sorted(unique.items(), key=lambda item: -item[1].size)
 
         def job(diff_id: str, layer: Descriptor) -> Callable[[], Awaitable[None]]:
@@ -264,6 +257,10 @@ class ImageStore:
         The queue is closed only once the content was found to be right (and left open when the
         feeder fails), so the unpacker never takes a broken-off transfer for a whole one.
         """
+        media_type, kept = layer.media_type, self._blobs.path(layer.digest)
+        if self._blobs.has(layer.digest):
+            await self._layers.add(kept, media_type=media_type, diff_id=diff_id)
+            return
         feed, chunks = trio.open_memory_channel[bytes](_QUEUED_CHUNKS)
         receiving = self._blobs.writing if self._keep_blobs else checking
 
@@ -282,7 +279,7 @@ class ImageStore:
             feed.close()
 
         async def unpack() -> None:
-            await self._layers.add(chunks, media_type=layer.media_type, diff_id=diff_id)
+            await self._layers.add(chunks, media_type=media_type, diff_id=diff_id)
 
         await together(bring, unpack)
 
@@ -306,8 +303,9 @@ class ImageStore:
                 archive, file = stack.enter_context(self._blobs.temporary())
                 await root_archive.pack(tree, file)
             source = await root_archive.describe_root(archive, config or ImageConfig(), wanted)
-            resolved = await sources.resolve(source, wanted)
-            return await self._fetch(source, resolved, reference, wanted, progress)
+            found = await self._look(source, reference, wanted)
+            await self._fetch(source, found, progress)
+            return found.image
 
     # Removing --------------------------------------------------------------------------------
 
@@ -407,12 +405,7 @@ class ImageStore:
 
     def _ready(self, name: AnyReference, wanted: Platform) -> Image | None:
         """The stored image that `name` stands for, if it is complete and fits."""
-        return self._complete(self._named(name), wanted)
-
-    def _known(self, resolved: Resolved, name: AnyReference, wanted: Platform) -> Image | None:
-        return self._complete(self._image(resolved.digest, str(name)), wanted)
-
-    def _complete(self, image: Image | None, wanted: Platform) -> Image | None:
+        image = self._named(name)
         if image is None or not documents.matches(documents.parse_platform(image.platform), wanted):
             return None
         return image if all(self._layers.has(diff_id) for diff_id in image.diff_ids) else None
