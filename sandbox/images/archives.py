@@ -33,6 +33,7 @@ from sandbox.images.sources import Document
 _REF_NAME = "org.opencontainers.image.ref.name"
 _MAX_MEMBERS = 20_000
 _MAX_LINKS = 8
+_MAX_MARKER_BYTES = 4096
 _GZIP_MAGIC, _ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
@@ -48,8 +49,7 @@ class LayoutSource:
         return self._reference
 
     async def root(self) -> Document:
-        if not self._directory.joinpath("oci-layout").is_file():
-            raise ImageNotFound(f"{self._reference}: no OCI layout in {self._directory}")
+        self._read("oci-layout", _MAX_MARKER_BYTES)  # what makes a directory a layout
         body = self._read("index.json", documents.MAX_MANIFEST_BYTES)
         index = documents.parse_document(body)
         if not isinstance(index, documents.Index):

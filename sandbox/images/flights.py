@@ -1,19 +1,21 @@
 """Work that several tasks want, done once.
 
-Whoever comes first does it; the others wait for its end. Nobody's work outlives its caller (there
-is no background task): when the first is cancelled, a waiter does the work again from what is
-there. A failure is shared with waiters of the same origin (same registry and credentials) and
+Whoever comes first does it; the others wait for its result. Nobody's work outlives its caller
+(there is no background task): when the first is cancelled, a waiter does the work again from what
+is there. A failure is shared with waiters of the same origin (same registry and credentials) and
 retried by the others, so that one user's wrong password never fails another's pull.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable
+from typing import Any, TypeVar
 
 import trio
 
 from sandbox.errors import SandboxError
 
+T = TypeVar("T")
 Report = Callable[[int, int | None], None]
 """Bytes done, bytes in all."""
 
@@ -23,6 +25,7 @@ class _Flight:
         self.origin = origin
         self.ended = trio.Event()
         self.succeeded = False
+        self.result: Any = None
         self.error: SandboxError | None = None
         self.watchers: list[Report] = []
 
@@ -43,27 +46,29 @@ class Flights:
     async def run(
         self,
         key: str,
-        work: Callable[[Report], Awaitable[None]],
+        work: Callable[[Report], Awaitable[T]],
         *,
         origin: Hashable = None,
         report: Report | None = None,
-    ) -> None:
-        """Return when `work` for `key` has been done, by this caller or by another.
+    ) -> T:
+        """What `work` for `key` returned, to this caller or to another that was doing it.
 
         `report` hears of the progress of whoever does it.
         """
         while (flight := self._flights.get(key)) is not None:
             await _wait(flight, report)
             if flight.succeeded:
-                return
+                result: T = flight.result
+                return result
             if flight.error is not None and flight.origin == origin:
                 raise type(flight.error)(*flight.error.args) from flight.error
         flight = self._flights[key] = _Flight(origin)
         if report is not None:
             flight.watchers.append(report)
         try:
-            await work(flight.report)
+            flight.result = result = await work(flight.report)
             flight.succeeded = True
+            return result
         except SandboxError as error:
             flight.error = error
             raise

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
 from collections.abc import Hashable
 from pathlib import Path
 from typing import BinaryIO
@@ -113,7 +112,7 @@ async def pack(directory: Path, archive: BinaryIO) -> None:
         done = await trio.run_process(
             [*_TAR, str(directory.absolute()), "."],
             stdout=archive,
-            stderr=subprocess.PIPE,
+            capture_stderr=True,
             check=False,
             env=environment,
         )

@@ -51,10 +51,15 @@ class Resolved(msgspec.Struct, frozen=True, kw_only=True):
     """The digest that the tag stood for: the index's, when there was one."""
 
 
-async def resolve(source: Source, wanted: Platform) -> Resolved:
-    """From the name to one manifest, through as many indexes as are allowed."""
+async def resolve(source: Source, wanted: Platform, digest: str | None = None) -> Resolved:
+    """From the name to one manifest, through as many indexes as are allowed.
+
+    `digest` is the one that was asked for, if it was: what comes must be that.
+    """
     document = await source.root()
     root_digest = digest_of(document.body)
+    if digest not in (None, root_digest):
+        raise ImageError(f"manifest has digest {root_digest} instead of {digest}")
     expected = ""
     for _ in range(documents.MAX_INDEX_DEPTH):
         parsed = documents.parse_document(

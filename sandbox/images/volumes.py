@@ -6,8 +6,8 @@ task's range, and so is what a file capability says about its namespace. Nothing
 entry is opened below the descriptor of its directory. Devices and sockets are left out; holes stay
 holes; files of several names keep them as long as not too many are open at once.
 
-A marker beside the volume (`<volume>.populating`) says that a copy was begun: after a crash the next
-one starts afresh instead of taking half a copy for the task's own data.
+A marker beside the volume (`<volume>.populating`) says that a copy was begun: after a crash the
+next one starts afresh instead of taking half a copy for the task's own data.
 """
 
 from __future__ import annotations
@@ -99,9 +99,7 @@ class _Copy:
 
     def directory(self, source: int, destination: int, depth: int) -> None:
         if depth > _MAX_DEPTH:
-            raise ImageError(
-                f"volume {self._volume.name}: directories nested too deep in the image"
-            )
+            raise ImageError(f"volume {self._volume.name}: the image nests directories too deep")
         with os.scandir(source) as entries:
             for entry in entries:
                 self._count(0)
@@ -114,9 +112,11 @@ class _Copy:
         kind = stat.S_IFMT(status.st_mode)
         if kind == stat.S_IFDIR:
             os.mkdir(name, 0o700, dir_fd=destination)
-            with _opened(name, _DIRECTORY, source) as inner:
-                with _opened(name, _DIRECTORY, destination) as copy:
-                    self.directory(inner, copy, depth + 1)
+            with (
+                _opened(name, _DIRECTORY, source) as inner,
+                _opened(name, _DIRECTORY, destination) as copy,
+            ):
+                self.directory(inner, copy, depth + 1)
         elif kind == stat.S_IFREG:
             self._file(name, source, destination, status)
         elif kind == stat.S_IFLNK:
