@@ -231,7 +231,6 @@ class AnyTask(RuleBasedStateMachine):
         self.definition = definition
         self.containers = {c.name: c for c in definition.container_definitions}
         self.facts = dict.fromkeys(self.containers, Facts())
-        self.stopping = False
 
     def live(self) -> list[str]:
         return [name for name, fact in self.facts.items() if fact.started and not fact.ended]
@@ -246,58 +245,70 @@ class AnyTask(RuleBasedStateMachine):
     def ready(self) -> list[str]:
         return [name for name, verdict in self.verdicts().items() if verdict == Ready()]
 
-    @precondition(lambda self: not self.stopping and self.ready())
+    def live_dependants(self, name: str) -> list[str]:
+        return [n for n in self.live() if name in fargate.waits_for(self.containers[n])]
+
+    @precondition(lambda self: self.ready())
     @rule(data=st.data(), starts=st.sampled_from([True, True, True, False]))
     def start(self, data: st.DataObject, starts: bool) -> None:
         name = data.draw(st.sampled_from(self.ready()))
-        for dependency in self.containers[name].depends_on:
-            fact = self.facts[dependency.container_name]
-            assert fact.started
-            if dependency.condition in ("COMPLETE", "SUCCESS"):
-                assert fact.ended
-            if dependency.condition == "SUCCESS":
-                assert fact.exit_code == 0
-            if dependency.condition == "HEALTHY":
-                assert not fact.ended
-                assert fact.health is Health.HEALTHY
-        for source in self.containers[name].volumes_from:
-            assert self.facts[source.source_container].started
         self.facts[name] = RUNS if starts else NEVER_RAN
 
-    @precondition(lambda self: not self.stopping and self.live())
+    @precondition(lambda self: self.live())
     @rule(data=st.data(), health=st.sampled_from(Health))
     def turn_health(self, data: st.DataObject, health: Health) -> None:
         name = data.draw(st.sampled_from(self.live()))
         self.facts[name] = Facts(started=True, health=health)
 
-    @precondition(lambda self: not self.stopping and self.live())
+    @precondition(lambda self: self.live())
     @rule(data=st.data(), code=st.sampled_from([0, 0, 1]))
     def end(self, data: st.DataObject, code: int) -> None:
         name = data.draw(st.sampled_from(self.live()))
         self.facts[name] = Facts(started=True, ended=True, exit_code=code)
 
+    @precondition(lambda self: not self.live() and not self.ready())
     @rule()
-    def begin_to_stop(self) -> None:
-        self.stopping = True
-
-    @precondition(lambda self: self.stopping and self.live())
-    @rule(data=st.data())
-    def stop(self, data: st.DataObject) -> None:
-        allowed = [n for n in self.live() if ordering.may_stop(self.definition, n, self.facts)]
-        name = data.draw(st.sampled_from(allowed))  # never empty
-        dependants = [n for n, c in self.containers.items() if name in fargate.waits_for(c)]
-        assert not set(dependants) & set(self.live())
-        self.facts[name] = Facts(started=True, ended=True, exit_code=143)
+    def play_again(self) -> None:
+        self.facts = dict.fromkeys(self.containers, Facts())
 
     @invariant()
-    def somebody_can_move(self) -> None:
+    def what_is_ready_has_all_that_it_waits_for(self) -> None:
+        for name, verdict in self.verdicts().items():
+            container = self.containers[name]
+            held = [
+                self.holds(dependency.condition, self.facts[dependency.container_name])
+                for dependency in container.depends_on
+            ] + [self.facts[source.source_container].started for source in container.volumes_from]
+            assert (verdict == Ready()) is all(held)
+
+    def holds(self, condition: str, fact: Facts) -> bool:
+        runs = fact.started and not fact.ended
+        return {
+            "START": fact.started,
+            "COMPLETE": fact.started and fact.ended,
+            "SUCCESS": fact.started and fact.ended and fact.exit_code == 0,
+            "HEALTHY": runs and fact.health is Health.HEALTHY,
+        }[condition]
+
+    @invariant()
+    def who_waits_waits_for_somebody_that_can_still_move(self) -> None:
+        for name, verdict in self.verdicts().items():
+            if isinstance(verdict, Waiting):
+                assert verdict.on
+                assert set(verdict.on) <= fargate.waits_for(self.containers[name])
+                assert not any(self.facts[other].ended for other in verdict.on)
+
+    @invariant()
+    def the_task_is_never_stuck(self) -> None:
         verdicts = self.verdicts()
         if verdicts and not self.live():
             assert any(not isinstance(verdict, Waiting) for verdict in verdicts.values())
-        for verdict in verdicts.values():
-            if isinstance(verdict, Waiting):
-                assert verdict.on
-                assert all(not self.facts[name].ended for name in verdict.on)
+
+    @invariant()
+    def only_what_nobody_alive_waited_for_may_stop(self) -> None:
+        for name in self.live():
+            may_stop = ordering.may_stop(self.definition, name, self.facts)
+            assert may_stop is not bool(self.live_dependants(name))
 
     @invariant()
     def the_task_runs_when_nobody_waits(self) -> None:
@@ -307,6 +318,14 @@ class AnyTask(RuleBasedStateMachine):
     def the_task_ends_with_its_essential_containers(self) -> None:
         ended = any(self.containers[n].essential and f.ended for n, f in self.facts.items())
         assert (ordering.end_of_task(self.definition, self.facts) is not None) is ended
+
+    def teardown(self) -> None:
+        """Wherever it is, the task can be stopped, everybody after those that waited."""
+        while live := self.live():
+            allowed = [n for n in live if ordering.may_stop(self.definition, n, self.facts)]
+            assert allowed
+            for name in allowed:
+                self.facts[name] = FAILED
 
 
 TestAnyTask = AnyTask.TestCase
