@@ -13,7 +13,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from functools import partial
-from typing import Any, TypeVar, Unpack
+from typing import Any, Literal, TypeVar, Unpack
 
 import trio
 
@@ -22,6 +22,7 @@ from sandbox.client.api import OUTPUT_LIMIT_BYTES, Completed, OnExit
 from sandbox.client.backend import Progress
 from sandbox.client.place import PathName
 from sandbox.client.request import RunOptions, TaskOptions
+from sandbox.model.image import Image, ImageSummary
 from sandbox.model.observed import LogRecord, TaskStats
 from sandbox.model.task import TaskView
 
@@ -40,9 +41,7 @@ class _Loop:
         self._thread = threading.Thread(target=self._run, name="sandbox.sync", daemon=True)
         self._thread.start()
         self._ready.wait()
-        if self._error is not None:
-            self._thread.join()
-            raise self._error
+        self._raise_error()
 
     def _run(self) -> None:
         try:
@@ -100,6 +99,9 @@ class _Loop:
     def close(self) -> None:
         trio.from_thread.run_sync(self._leave.set, trio_token=self._token)
         self._thread.join()
+        self._raise_error()
+
+    def _raise_error(self) -> None:
         if self._error is not None:
             raise self._error
 
@@ -245,6 +247,24 @@ class Sandbox:
 
     def task(self, id: str) -> Task:
         return Task(self._loop, self._loop.call(self._sandbox.task, id))
+
+    def pull(
+        self,
+        image: str,
+        *,
+        pull: Literal["missing", "always", "never"] = "always",
+        platform: str | None = None,
+        progress: Progress | None = None,
+    ) -> Image:
+        return self._loop.call(
+            self._sandbox.pull, image, pull=pull, platform=platform, progress=progress
+        )
+
+    def images(self) -> list[ImageSummary]:
+        return self._loop.call(self._sandbox.images)
+
+    def remove_image(self, image: str) -> None:
+        self._loop.call(self._sandbox.remove_image, image)
 
 
 @contextmanager

@@ -28,8 +28,9 @@ import trio
 import sandbox
 from sandbox.api import introspection
 from sandbox.api.connection import Connection, Handler, Methods, closing
+from sandbox.control.images import Images
 from sandbox.control.tasks import Tasks
-from sandbox.errors import AgentRunning, ConfigError, SandboxError
+from sandbox.errors import AgentRunning, ConfigError, InvalidParameterException, SandboxError
 from sandbox.model.task import Status
 from sandbox.varlink import calls
 
@@ -79,6 +80,8 @@ class Services(Protocol):
 
     @property
     def tasks(self) -> Tasks: ...
+    @property
+    def images(self) -> Images: ...
     @property
     def presence(self) -> Presence: ...
     @property
@@ -148,6 +151,7 @@ class _Server:
     def __init__(self, agent: Services, nursery: trio.Nursery) -> None:
         self._agent = agent
         self._tasks = agent.tasks
+        self._images = agent.images
         self._nursery = nursery
         self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self._open = 0
@@ -204,6 +208,12 @@ class _Server:
             calls.ReadEvents: self._read_events,
             calls.PutArchive: self._put_archive,
             calls.GetArchive: self._get_archive,
+            calls.PullImage: self._pull_image,
+            calls.ListImages: self._list_images,
+            calls.InspectImage: self._inspect_image,
+            calls.RemoveImage: self._remove_image,
+            calls.ImportImage: self._import_image,
+            calls.PruneImages: self._prune_images,
         }
         ours = {calls.name(kind): (kind, handler) for kind, handler in handlers.items()}
         return {**ours, **introspection.METHODS}
@@ -319,6 +329,53 @@ class _Server:
         archive = at.borrow(call.archive)
         await self._tasks.get(call.task, call.path, archive, container=call.container)
         return calls.Nothing()
+
+    async def _pull_image(self, at: Connection, call: calls.PullImage) -> calls.PullReply:
+        image = await self._images.pull(
+            call.reference,
+            pull=call.pull,
+            platform=call.platform,
+            progress=partial(_tell_progress, at),
+        )
+        return calls.PullReply(image=image)
+
+    async def _list_images(self, at: Connection, call: calls.ListImages) -> calls.ImagesReply:
+        images = self._images.list()
+        while len(images) > 1000:
+            await at.send(calls.ImagesReply(images=tuple(images[:1000])))
+            images = images[1000:]
+        return calls.ImagesReply(images=tuple(images))
+
+    async def _inspect_image(self, at: Connection, call: calls.InspectImage) -> calls.ImageReply:
+        return calls.ImageReply(image=self._images.inspect(call.image))
+
+    async def _remove_image(self, at: Connection, call: calls.RemoveImage) -> calls.Nothing:
+        await self._images.remove(call.image)
+        return calls.Nothing()
+
+    async def _import_image(self, at: Connection, call: calls.ImportImage) -> calls.PullReply:
+        if not call.source.startswith("/"):
+            raise InvalidParameterException(f"{call.source}: the path must be absolute")
+        image = await self._images.import_(
+            Path(call.source),
+            call.tag,
+            entrypoint=call.entrypoint,
+            cmd=call.cmd,
+            env=call.env,
+            user=call.user,
+            working_dir=call.working_dir,
+            stop_signal=call.stop_signal,
+            platform=call.platform,
+            progress=partial(_tell_progress, at),
+        )
+        return calls.PullReply(image=image)
+
+    async def _prune_images(self, at: Connection, call: calls.PruneImages) -> calls.PrunedReply:
+        return calls.PrunedReply(pruned=await self._images.prune(unused=call.unused))
+
+
+def _tell_progress(at: Connection, what: str, done: int, total: int | None) -> None:
+    at.offer(calls.PullReply(progress=calls.Progress(what=what, done=done, total=total)))
 
 
 def _peer(peer: trio.socket.SocketType) -> tuple[int, int]:

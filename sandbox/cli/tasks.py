@@ -11,7 +11,7 @@ from sandbox.cli.output import complain, print_json, print_table, since, size
 from sandbox.cli.root import Command, json_option, place
 from sandbox.client.link import Link
 from sandbox.client.shape import main_container, shape
-from sandbox.errors import InvalidParameterException, NotFound, SandboxError
+from sandbox.errors import ApiError, ImageError, SandboxError
 from sandbox.model.task import Status, TaskView
 from sandbox.varlink import calls
 
@@ -114,16 +114,16 @@ def stop_and_wait(link: Link, task: str) -> None:
         pass
 
 
-def for_each(tasks: Sequence[str], act: Callable[[str], None]) -> list[str]:
-    """Act on every task, complain of those that cannot be, return the others."""
+def for_each(names: Sequence[str], act: Callable[[str], None]) -> list[str]:
+    """Act on everything that is named, complain of what is refused, return the rest."""
     done = []
-    for task in tasks:
+    for name in names:
         try:
-            act(task)
-        except (InvalidParameterException, NotFound) as error:
-            complain(f"{task}: {error}")
+            act(name)
+        except (ApiError, ImageError) as error:
+            complain(f"{name}: {error}")
         else:
-            done.append(task)
+            done.append(name)
     return done
 
 

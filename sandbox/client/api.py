@@ -25,7 +25,7 @@ from sandbox.client import archive
 from sandbox.client.backend import Backend, Progress
 from sandbox.client.capture import Capture
 from sandbox.client.nursery import open_nursery, unwrapped
-from sandbox.client.place import PathName, Place, check_directory
+from sandbox.client.place import PathName, Place, anchored, check_directory
 from sandbox.client.request import RunOptions, TaskOptions, task_request
 from sandbox.client.shape import main_container
 from sandbox.errors import (
@@ -35,6 +35,7 @@ from sandbox.errors import (
     SandboxError,
     TaskFailed,
 )
+from sandbox.model.image import Image, ImageSummary
 from sandbox.model.observed import ExecRequest, LogRecord, TaskStats
 from sandbox.model.request import RunRequest, Streams
 from sandbox.model.task import Status, StopCode, TaskView
@@ -305,11 +306,32 @@ class Sandbox:
 
     async def tasks(self) -> list[Task]:
         """All tasks of the agent, also those of others, oldest first."""
-        return [Task(self._backend, view) for view in await self._backend.list()]
+        return [Task(self._backend, view) for view in await self._backend.tasks()]
 
     async def task(self, id: str) -> Task:
         """A task by id, unique prefix, name or ARN."""
         return Task(self._backend, await self._backend.describe(id))
+
+    async def pull(
+        self,
+        image: str,
+        *,
+        pull: Literal["missing", "always", "never"] = "always",
+        platform: str | None = None,
+        progress: Progress | None = None,
+    ) -> Image:
+        """Get an image ready to run; `always` asks the registry what the name stands for now."""
+        return await self._backend.pull(
+            anchored(image), pull=pull, platform=platform, progress=progress
+        )
+
+    async def images(self) -> list[ImageSummary]:
+        """The images that are stored here, by name."""
+        return await self._backend.images()
+
+    async def remove_image(self, image: str) -> None:
+        """Forget a name, and with its last name the image."""
+        await self._backend.remove_image(image)
 
     async def close(self) -> None:
         """Stop what was started here and has not stopped, unless `on_exit` is "leave"."""
@@ -341,7 +363,7 @@ async def open_sandbox(
 async def _hold_or_reach(
     stack: AsyncExitStack, where: Place, on_exit: OnExit, config: Mapping[str, Any]
 ) -> Sandbox:
-    """Embed, or connect to who holds the directory; who begins or leaves soon allows one of both."""
+    """Embed, or connect to who holds the directory; who begins or leaves soon allows either."""
     from sandbox.client.embedded import embed
 
     deadline = trio.current_time() + TAKEOVER_S

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Literal, Protocol
 
+from sandbox.model.image import Image, ImageSummary
 from sandbox.model.observed import Event, ExecRequest, LogRecord, TaskStats
 from sandbox.model.request import RunRequest, Streams
 from sandbox.model.task import TaskView
@@ -34,7 +35,7 @@ class Backend(Protocol):
 
     async def describe(self, task: str) -> TaskView: ...
 
-    async def list(
+    async def tasks(
         self, *, desired_status: Literal["RUNNING", "STOPPED"] | None = None
     ) -> list[TaskView]: ...
 
@@ -65,3 +66,16 @@ class Backend(Protocol):
     async def get(
         self, task: str, path: str, archive: int, *, container: str | None = None
     ) -> None: ...
+
+    async def pull(
+        self,
+        reference: str,
+        *,
+        pull: Literal["missing", "always", "never"],
+        platform: str | None,
+        progress: Progress | None,
+    ) -> Image: ...
+
+    async def images(self) -> list[ImageSummary]: ...
+
+    async def remove_image(self, image: str) -> None: ...

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sandbox.client.backend import Progress
 from sandbox.client.place import Place
+from sandbox.model.image import Image, ImageSummary
 from sandbox.model.observed import Event, ExecRequest, LogRecord, TaskStats
 from sandbox.model.request import RunRequest, Streams
 from sandbox.model.task import TaskView
@@ -50,6 +51,7 @@ class Embedded:
 
     def __init__(self, agent: Agent) -> None:
         self._tasks = agent.tasks
+        self._images = agent.images
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self._owner = f"{boot_id}:{os.getpid()}"
 
@@ -77,7 +79,7 @@ class Embedded:
     async def describe(self, task: str) -> TaskView:
         return self._tasks.describe(task)
 
-    async def list(
+    async def tasks(
         self, *, desired_status: Literal["RUNNING", "STOPPED"] | None = None
     ) -> list[TaskView]:
         return self._tasks.list(desired_status=desired_status)
@@ -123,3 +125,19 @@ class Embedded:
             await self._tasks.get(task, path, archive, container=container)
         finally:
             os.close(archive)
+
+    async def pull(
+        self,
+        reference: str,
+        *,
+        pull: Literal["missing", "always", "never"],
+        platform: str | None,
+        progress: Progress | None,
+    ) -> Image:
+        return await self._images.pull(reference, pull=pull, platform=platform, progress=progress)
+
+    async def images(self) -> list[ImageSummary]:
+        return self._images.list()
+
+    async def remove_image(self, image: str) -> None:
+        await self._images.remove(image)

@@ -20,6 +20,7 @@ from sandbox.client import varlink
 from sandbox.client.backend import Progress
 from sandbox.client.link import connect
 from sandbox.errors import AgentUnavailable, SandboxError
+from sandbox.model.image import Image, ImageSummary
 from sandbox.model.observed import Event, ExecRequest, LogRecord, TaskStats
 from sandbox.model.request import RunRequest, Streams
 from sandbox.model.task import TaskView
@@ -153,7 +154,7 @@ class Remote:
     async def describe(self, task: str) -> TaskView:
         return (await self._call(calls.DescribeTask(task=task))).task
 
-    async def list(
+    async def tasks(
         self, *, desired_status: Literal["RUNNING", "STOPPED"] | None = None
     ) -> list[TaskView]:
         wanted = calls.ListTasks(desired_status=desired_status)
@@ -225,6 +226,30 @@ class Remote:
         await self._transfer(
             calls.GetArchive(task=task, path=path, archive=0, container=container), archive
         )
+
+    async def pull(
+        self,
+        reference: str,
+        *,
+        pull: Literal["missing", "always", "never"],
+        platform: str | None,
+        progress: Progress | None,
+    ) -> Image:
+        wanted = calls.PullImage(reference=reference, pull=pull, platform=platform)
+        async with aclosing(self._stream(wanted)) as replies:
+            async for reply in replies:
+                if reply.progress is not None and progress is not None:
+                    progress(reply.progress.what, reply.progress.done, reply.progress.total)
+                if reply.image is not None:
+                    return reply.image
+        raise varlink.lost(self._path)
+
+    async def images(self) -> list[ImageSummary]:
+        async with aclosing(self._stream(calls.ListImages())) as replies:
+            return [image async for reply in replies for image in reply.images]
+
+    async def remove_image(self, image: str) -> None:
+        await self._call(calls.RemoveImage(image=image))
 
     async def _transfer(self, call: Call[calls.Nothing], archive: int) -> None:
         async with AsyncLink.open(self._path) as link:

@@ -15,6 +15,7 @@ from typing import Any, Generic, Literal, TypeVar, get_args
 
 import msgspec
 
+from sandbox.model.image import Image, ImageSummary, Pruned
 from sandbox.model.observed import Event, ExecRequest, LogRecord, TaskStats
 from sandbox.model.request import RunRequest, Streams
 from sandbox.model.task import Record, TaskView
@@ -87,6 +88,25 @@ class StatsReply(Record, frozen=True, kw_only=True):
 
 class EventsReply(Record, frozen=True, kw_only=True):
     events: tuple[Event, ...] = ()
+
+
+class PullReply(Record, frozen=True, kw_only=True):
+    """How far it is, at the end the image."""
+
+    progress: Progress | None = None
+    image: Image | None = None
+
+
+class ImageReply(Record, frozen=True, kw_only=True):
+    image: Image
+
+
+class ImagesReply(Record, frozen=True, kw_only=True):
+    images: tuple[ImageSummary, ...] = ()
+
+
+class PrunedReply(Record, frozen=True, kw_only=True):
+    pruned: Pruned
 
 
 # Methods -------------------------------------------------------------------------------------
@@ -186,6 +206,46 @@ class GetArchive(Call[Nothing], frozen=True, kw_only=True):
     path: str
     archive: int
     container: str | None = None
+
+
+class PullImage(Stream[PullReply], frozen=True, kw_only=True):
+    """`pull` as for a task: missing, always (ask the registry what the name stands for), never."""
+
+    reference: str
+    pull: Literal["missing", "always", "never"] = "always"
+    platform: str | None = None
+
+
+class ListImages(Stream[ImagesReply], frozen=True, kw_only=True):
+    pass
+
+
+class InspectImage(Call[ImageReply], frozen=True, kw_only=True):
+    image: str
+
+
+class RemoveImage(Call[Nothing], frozen=True, kw_only=True):
+    image: str
+
+
+class ImportImage(Stream[PullReply], frozen=True, kw_only=True):
+    """Make an image of a root file system: an absolute path of a directory or a tar."""
+
+    source: str
+    tag: str
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    env: dict[str, str] = msgspec.field(default_factory=dict)
+    user: str = ""
+    working_dir: str = ""
+    stop_signal: str = ""
+    platform: str | None = None
+
+
+class PruneImages(Call[PrunedReply], frozen=True, kw_only=True):
+    """Remove images without a name, with `unused` all that no task uses."""
+
+    unused: bool = False
 
 
 def name(kind: type[Call[Any]]) -> str:
