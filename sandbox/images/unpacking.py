@@ -11,6 +11,10 @@ must not: it reads hostile bytes. Its report is believed no more than the archiv
 resolved beneath the layer and through no link, and what is made there is made without following
 one. A whiteout removes only what lower layers have. If this layer has something of that name
 itself, it stays; if that is a directory, it becomes opaque, or it would join the hidden one.
+
+Overlayfs lists a whiteout as a name that cannot be opened where it has nothing to merge (measured
+up to 6.18): so none is made below an opaque directory, where it would hide nothing anyway. A
+whiteout in a directory that no lower layer has still shows so, as it does in other engines.
 """
 
 from __future__ import annotations
@@ -232,13 +236,22 @@ def apply_whiteouts(layer: Path, unpacked: Unpacked) -> None:
             with _inside(root, path) as directory:
                 if directory is not None:
                     _make_opaque(directory)
+        opaques = set(unpacked.opaques)
         for path in unpacked.whiteouts:
+            if not opaques.isdisjoint(_directories_above(path)):
+                continue
             parent, _, name = path.rpartition(b"/")
             if name in (b"", b".", b".."):
                 raise ImageError("the unpacker's report is malformed")
             with _inside(root, parent) as directory:
                 if directory is not None:
                     _hide(directory, name)
+
+
+def _directories_above(path: bytes) -> Iterator[bytes]:
+    while path:
+        path = path.rpartition(b"/")[0]
+        yield path
 
 
 def _hide(directory: int, name: bytes) -> None:

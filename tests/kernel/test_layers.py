@@ -288,7 +288,7 @@ async def test_whiteouts_hide_what_lower_layers_have_and_nothing_else(
         store,
         tar.archive(
             tar.file(b"w/.wh.1"), tar.directory(b"w"), tar.file(b"w/3", b"up"),
-            tar.file(b"o/5", b"up"), tar.file(b"o/.wh..wh..opq"), tar.file(b"o/4", b"up"),
+            tar.file(b"o/5", b"up"), tar.file(b"o/.wh..wh..opq"), tar.file(b"o/.wh.2"), tar.file(b"o/4", b"up"),
             tar.file(b".wh.r"), tar.file(b"r/6", b"up"),
             tar.file(b"w/2", b"up"), tar.file(b"w/.wh.2"),
             tar.symlink(b".wh.top", b"of any type"),
@@ -303,6 +303,7 @@ async def test_whiteouts_hide_what_lower_layers_have_and_nothing_else(
     command = ["unshare", "--mount", "sh", "-c", script, "sh", *map(str, (upper, lower, merged))]
     seen = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     assert seen == ["o/4:up", "o/5:up", "r/6:up", "w/2:up", "w/3:up"]
+    assert sorted(os.listdir(upper / "o")) == ["4", "5"]
 
 
 async def test_a_marker_whose_directory_was_replaced_has_no_effect(
