@@ -101,8 +101,11 @@ class Tasks:
         handover = Handover(slot=slot, streams=streams or {}, progress=progress)
         self._supervisors.hand_over(row.id, handover)
         try:
+            # A task with an owner does not outlive it, nor a power cut: no need to wait for a disk.
             await self._node.store.txn(
-                {rows.desired_key(row.id): row}, expect={rows.desired_key(row.id): 0}
+                {rows.desired_key(row.id): row},
+                expect={rows.desired_key(row.id): 0},
+                durable=owner is None,
             )
         except BaseException:
             self._supervisors.take_back(row.id)

@@ -139,7 +139,7 @@ class Containers:
             )
             healths = {c.name: c.health for c in self._record.known.containers}
             overall = ordering.task_health(self._scene.task.definition, healths)
-            await self._record.save(health=overall)
+            self._record.save(health=overall)
             self._changed()
 
         return hear
@@ -216,7 +216,7 @@ class Containers:
             reason=None,
         )
         await self.start(definition)
-        await self._record.save()
+        self._record.save()
 
     async def _set_again(self, definition: ContainerDefinition) -> None:
         """The container's scene: an agent that did not make the task finds its parts first."""

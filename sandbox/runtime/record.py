@@ -48,13 +48,18 @@ class Record:
             )
         )
 
-    async def save(self, **changes: Any) -> None:
+    def save(self, **changes: Any) -> None:
+        """Not waited for: whoever reads the store sees the changes in order, a moment later."""
         self.change(**changes)
-        await self._store.txn({rows.known_key(self.known.id): self.known}, durable=False)
+        self._store.post({rows.known_key(self.known.id): self.known})
 
-    async def save_event(self, version: int, **changes: Any) -> None:
+    def save_event(self, version: int, **changes: Any) -> None:
         """A change that raises an event: each has a higher version than the one before."""
-        await self.save(version=max(self.known.version + 1, version), **changes)
+        self.save(version=max(self.known.version + 1, version), **changes)
+
+    async def settle(self) -> None:
+        """Wait until what was saved is in the store."""
+        await self._store.txn({}, durable=False)
 
     def facts(self) -> Mapping[str, Facts]:
         """What `ordering` decides by."""

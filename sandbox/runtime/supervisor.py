@@ -98,7 +98,7 @@ class Supervisor:
     # Begin ----------------------------------------------------------------------------------
 
     async def _begin(self) -> EndCause:
-        await self.record.save()
+        self.record.save()
         with trio.CancelScope() as self._preparing:
             if self._is_wanted:
                 async with self._node.lane:
@@ -109,7 +109,7 @@ class Supervisor:
     async def _prepare(self) -> None:
         await steps.perform(self.scene, steps.CONNECT)
         now = time.time()
-        await self.record.save_event(
+        self.record.save_event(
             2, last_status=Status.PENDING, connectivity_at=now, pull_started_at=now
         )
         await steps.perform(self.scene, steps.PULL)
@@ -141,7 +141,7 @@ class Supervisor:
                 await self._start_what_may()
                 cause = self._cause_to_stop()
             if self._has_started(cause):
-                await self.record.save_event(3, last_status=Status.RUNNING, started_at=time.time())
+                self.record.save_event(3, last_status=Status.RUNNING, started_at=time.time())
             if cause is not None:
                 return cause
             await self._wait_for_change()
@@ -173,7 +173,7 @@ class Supervisor:
             if isinstance(verdict, ordering.Ready):
                 await self.containers.start(container)
                 if not ordering.is_running(definition, self.record.facts()):
-                    await self.record.save()  # else becoming RUNNING writes it
+                    self.record.save()  # else becoming RUNNING writes it
 
     async def _wait_for_change(self) -> None:
         with trio.move_on_after(_PULSE_S):
@@ -188,7 +188,7 @@ class Supervisor:
     async def _end(self, cause: EndCause) -> None:
         known = self.record.known
         going_down = Status.DEACTIVATING if known.started_at else Status.STOPPING
-        await self.record.save_event(
+        self.record.save_event(
             4,
             last_status=max(known.last_status, going_down),
             stop_code=cause.code,
@@ -196,10 +196,11 @@ class Supervisor:
             stopping_at=known.stopping_at or time.time(),
         )
         await self._stop_containers()
-        await self.record.save_event(5, last_status=Status.DEPROVISIONING)
+        self.record.save_event(5, last_status=Status.DEPROVISIONING)
         await self.containers.leave(patient=self._is_wanted)
         await self._undo()
-        await self.record.save_event(6, last_status=Status.STOPPED, stopped_at=time.time())
+        self.record.save_event(6, last_status=Status.STOPPED, stopped_at=time.time())
+        await self.record.settle()
 
     async def _stop_containers(self) -> None:
         """In the reverse of their order; each when nothing that waited for it runs any more."""

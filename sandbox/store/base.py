@@ -68,6 +68,13 @@ class Store(Protocol):
         is cancelled only after the outcome is known, and the write may have happened.
         """
 
+    def post(self, put: Mapping[str, msgspec.Struct]) -> None:
+        """Write without waiting: as `txn` with durable=False, in order with it, nothing compared.
+
+        For facts that their writer holds anyway. Reads see it soon. Should it fail, the next call
+        of any kind raises that error.
+        """
+
     def watch(self, prefix: str, after: int) -> AsyncIterator[Change]:
         """Changes under `prefix` with a revision above `after`, in order, without end.
 

@@ -91,6 +91,7 @@ class SqliteStore:
         self._sleepers = Sleepers()
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._closing: _Close | None = None
+        self._unheard: Exception | None = None
         self._loop: trio.lowlevel.TrioToken | None = None
         # A daemon: a process that dies without aclose loses nothing that was acknowledged.
         threading.Thread(target=self._work, name="store", daemon=True).start()
@@ -141,14 +142,13 @@ class SqliteStore:
         Cancelled before the write was handed over, nothing happens. After that the outcome is
         returned, and the cancellation strikes at the caller's next checkpoint.
         """
-        entries: dict[str, bytes | None] = {_checked(key): None for key in delete}
-        for key, value in put.items():
-            if key in entries:
-                raise ValueError(f"{key} is both written and deleted")
-            entries[_checked(key)] = msgspec.json.encode(value)
-        write = _Write(entries, {_checked(k): rev for k, rev in (expect or {}).items()}, durable)
+        compared = {_checked(k): rev for k, rev in (expect or {}).items()}
+        write = _Write(_entries(put, delete), compared, durable)
         await self._do(write)
         return write.rev
+
+    def post(self, put: Mapping[str, msgspec.Struct]) -> None:
+        self._submit(_Write(_entries(put, ()), {}, False, is_posted=True))
 
     def watch(self, prefix: str, after: int) -> AsyncIterator[Change]:
         if after > self.revision:
@@ -177,6 +177,9 @@ class SqliteStore:
     def _check_open(self) -> None:
         if self._closing is not None:
             raise StoreError(f"{self._log.path} is closed")
+        if self._unheard is not None:
+            error, self._unheard = self._unheard, None
+            raise error
 
     def _read(self, query: str, *values: object) -> Sequence[tuple[Any, ...]]:
         self._check_open()
@@ -223,6 +226,8 @@ class SqliteStore:
     def _finish(self, jobs: Sequence[_Job]) -> None:
         for job in jobs:
             job.done.set()
+            if job.error is not None and isinstance(job, _Write) and job.is_posted:
+                self._unheard = job.error
             for key in job.changed:
                 self._sleepers.changed(job.rev, key)
 
@@ -251,6 +256,15 @@ class SqliteStore:
             self._loop.run_sync_soon(self._finish, jobs)
 
 
+def _entries(put: Mapping[str, msgspec.Struct], delete: Collection[str]) -> dict[str, bytes | None]:
+    entries: dict[str, bytes | None] = {_checked(key): None for key in delete}
+    for key, value in put.items():
+        if key in entries:
+            raise ValueError(f"{key} is both written and deleted")
+        entries[_checked(key)] = msgspec.json.encode(value)
+    return entries
+
+
 @dataclass(eq=False)
 class _Job:
     """Work for the writer thread; the fields below are its answer, complete when `done` is set."""
@@ -266,6 +280,8 @@ class _Write(_Job):
     entries: Mapping[str, bytes | None]
     expect: Mapping[str, int]
     durable: bool
+    is_posted: bool = False
+    """Nobody waits for it; its error is told to the next caller."""
 
 
 @dataclass(eq=False)

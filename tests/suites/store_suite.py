@@ -81,6 +81,20 @@ class StoreSuite:
             rev = await store.txn({"a/x": Number(1), "a/y": Number(2)})
             assert [found.rev for found in store.list("a/", Number)] == [rev, rev]
 
+    async def test_what_is_posted_is_written_in_order_and_seen_one_by_one(
+        self, tmp_path: Path
+    ) -> None:
+        async with self.opened(tmp_path) as store:
+            for number in range(20):
+                store.post({"a/x": Number(number)})
+            await store.txn({}, durable=False)
+            found = store.get("a/x", Number)
+            assert found is not None
+            assert (found.rev, found.value) == (20, Number(19))
+            changes = store.watch("a/", 0)
+            seen = [(await anext(changes)).value for _ in range(20)]
+            assert seen == [msgspec.json.encode(Number(number)) for number in range(20)]
+
     async def test_a_list_has_what_is_under_its_prefix_by_key(self, tmp_path: Path) -> None:
         async with self.opened(tmp_path) as store:
             await store.txn({key: Number(0) for key in ("b", "a/y", "ab/x", "a/x", "a0", "a")})
