@@ -1,12 +1,10 @@
 """Exceptions across the control socket: class to error name and parameters, and back.
 
 An error is named after its class (`io.sandbox.NotFound`), so a client raises what control raised.
-What is not in `sandbox.errors` has no name here: the agent logs it and sends `ServerException`.
+A subclass that is defined elsewhere travels as the class of the tree that it refines.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import msgspec
 
@@ -40,16 +38,26 @@ class Fault(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     exit_code: int | None = None
 
 
+CLASSES: dict[str, type[SandboxError]] = {
+    name: kind
+    for name, kind in vars(errors).items()
+    if isinstance(kind, type) and issubclass(kind, SandboxError)
+}
+"""What can be told apart at the other end: the tree in `sandbox.errors`."""
+
+
 def encode(error: SandboxError) -> tuple[str, Fault]:
-    fields = [name for name in FIELDS.get(type(error), ()) if name != "message"]
+    """The nearest class of the tree, and its arguments."""
+    kind = next(each for each in type(error).__mro__ if each in CLASSES.values())
+    fields = [name for name in FIELDS.get(kind, ()) if name != "message"]
     parameters = {name: getattr(error, name) for name in fields}
     message = error.message if isinstance(error, errors.RegistryError) else str(error)
-    return f"{INTERFACE}.{type(error).__name__}", Fault(message, **parameters)
+    return f"{INTERFACE}.{kind.__name__}", Fault(message, **parameters)
 
 
 def decode(name: str, parameters: bytes) -> SandboxError:
     """The exception to raise; a SandboxError with the name in it when it is none of ours."""
-    kind = _classes().get(name.removeprefix(f"{INTERFACE}."))
+    kind = CLASSES.get(name.removeprefix(f"{INTERFACE}."))
     try:
         fault = msgspec.json.decode(parameters, type=Fault)
     except msgspec.DecodeError:
@@ -57,12 +65,3 @@ def decode(name: str, parameters: bytes) -> SandboxError:
     if kind is None:
         return SandboxError(f"agent answered {name} {parameters[:200].decode(errors='replace')}")
     return kind(*(getattr(fault, field) for field in FIELDS.get(kind, ("message",))))
-
-
-def _classes() -> dict[str, type[SandboxError]]:
-    def below(kind: type[SandboxError]) -> Iterator[type[SandboxError]]:
-        yield kind
-        for child in kind.__subclasses__():
-            yield from below(child)
-
-    return {kind.__name__: kind for kind in below(SandboxError)}

@@ -1,7 +1,7 @@
 """Writes `io.sandbox.varlink` from the classes of `sandbox.varlink.calls`.
 
 `python -m tests.unit.api.interface > sandbox/api/io.sandbox.varlink` after a change there; a test
-fails until that is done. The description is a file of its own because people and varlinkctl read it.
+fails until that is done. It is a file of its own because people read it and the agent sends it.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def spelled(kind: Type, used: list[type]) -> str:
         case ListType(item_type=item) | VarTupleType(item_type=item):
             return "[]" + spelled(item, used)
         case TupleType(item_types=items):
-            (item,) = {spelled(each, used) for each in items}
-            return "[]" + item
+            (word,) = {spelled(each, used) for each in items}
+            return "[]" + word
         case DictType(value_type=value):
             return "[string]" + spelled(value, used)
         case BoolType():
@@ -110,7 +110,7 @@ def methods() -> list[type[calls.Call[msgspec.Struct]]]:  # type: ignore[type-va
 
 
 def errors() -> list[type[SandboxError]]:
-    return list(faults._classes().values())
+    return list(faults.CLASSES.values())
 
 
 def interface() -> str:

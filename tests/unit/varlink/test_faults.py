@@ -33,6 +33,14 @@ def test_class_arguments_and_text_survive(error: errors.SandboxError) -> None:
     assert vars(again) == vars(error)
 
 
+def test_a_refinement_travels_as_the_class_of_the_tree() -> None:
+    class OutOfSpace(errors.ImageError):
+        pass
+
+    name, _ = faults.encode(OutOfSpace("the disk is full"))
+    assert name == "io.sandbox.ImageError"
+
+
 @pytest.mark.parametrize("parameters", [b"{}", b"[]", b"nonsense", b'{"message": 7}'])
 def test_an_error_that_is_none_of_ours_is_told_as_it_came(parameters: bytes) -> None:
     again = faults.decode("org.varlink.service.MethodNotFound", parameters)
