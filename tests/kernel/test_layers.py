@@ -288,7 +288,8 @@ async def test_whiteouts_hide_what_lower_layers_have_and_nothing_else(
         store,
         tar.archive(
             tar.file(b"w/.wh.1"), tar.directory(b"w"), tar.file(b"w/3", b"up"),
-            tar.file(b"o/5", b"up"), tar.file(b"o/.wh..wh..opq"), tar.file(b"o/.wh.2"), tar.file(b"o/4", b"up"),
+            tar.file(b"o/5", b"up"), tar.file(b"o/.wh..wh..opq"), tar.file(b"o/.wh.2"),
+            tar.file(b"o/4", b"up"),
             tar.file(b".wh.r"), tar.file(b"r/6", b"up"),
             tar.file(b"w/2", b"up"), tar.file(b"w/.wh.2"),
             tar.symlink(b".wh.top", b"of any type"),
