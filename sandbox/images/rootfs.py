@@ -1,13 +1,13 @@
 """The root file system of a container: its image's layers below, a writable layer of its own above.
 
-    <container directory>/upper, work    the writable layer, owned by the task's ids
-                          boot           the boot during which it was made
+    <container directory>/upper             the writable layer, owned by the task's ids
+                          work.<boot id>    overlay's, and the sign that upper is whole
 
 The layers are on disk once, with the image's ids. Each is cloned into a detached mount whose ids
-are shifted by the task's user namespace, and one overlay is laid over the clones: 4 us a layer, so
-nothing is kept between launches. (Opening a layer's directory is 2 us of that; a cache of opened
-directories would hold deleted layers' disk space for less than it saves.) The result is a
-descriptor that no path leads to; the keeper attaches it.
+are shifted by the task's user namespace, and one overlay is laid over the clones. The result is a
+descriptor that no path leads to; the keeper attaches it. Nothing is kept between launches: opening
+a layer's directory takes 2 us, and one that were kept open would hold a deleted layer's disk space.
+What costs is closing the clones (50 us each, a grace period), so that is left to another thread.
 
 Kernel facts:
 - A new directory of an overlay shows what its upper directory says. So `upper` belongs to the
@@ -17,12 +17,13 @@ Kernel facts:
   are left out. It refuses one directory twice (ELOOP); of equal layers the topmost decides alone.
 - A `volatile` overlay skips every sync and leaves work/incompat/volatile, with which the kernel
   refuses the next mount: after a crash of the host upper may be torn. For a container that is
-  started again in place this is no crash, so within one boot `work` is made new; after another
-  boot the whole writable layer is.
+  started again in place this is no crash, so within one boot the work directory is emptied; after
+  another boot the whole writable layer is begun anew.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Callable, Sequence
@@ -35,7 +36,7 @@ import trio
 from sandbox.images.blobs import reported
 from sandbox.images.documents import Image
 from sandbox.images.layers import LayerStore
-from sandbox.images.trees import remove_tree
+from sandbox.images.trees import empty_directory, remove_tree
 from sandbox.images.users import User, resolve_user
 from sandbox.images.volumes import copy_xattrs, populate_volume
 from sandbox.kernel import mounts
@@ -43,6 +44,7 @@ from sandbox.kernel import mounts
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _THREADS = 8
+_PARTS = ("upper", "lower", "work")
 
 
 class Rootfs(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +62,8 @@ class RootfsStore:
     def __init__(self, layers: LayerStore) -> None:
         self._layers = layers
         self._threads = trio.CapacityLimiter(_THREADS)
+        with reported("read", _BOOT_ID):
+            self._boot = _BOOT_ID.read_text().strip()
 
     async def prepare(
         self, image: Image, container_dir: Path, userns_fd: int, id_base: int
@@ -70,13 +74,14 @@ class RootfsStore:
         """
         opaque = self._layers.is_opaque
         lowers = [self._layers.path(diff_id) for diff_id in stack(image.diff_ids, opaque)]
+        writable = _Writable(container_dir, self._boot, id_base)
         return await trio.to_thread.run_sync(
-            _prepare, lowers, container_dir, userns_fd, id_base, limiter=self._threads
+            _prepare, lowers, writable, userns_fd, limiter=self._threads
         )
 
     async def discard(self, container_dir: Path) -> None:
         """Delete the writable layer; nothing if there is none. No mount may use it any more."""
-        await trio.to_thread.run_sync(_discard, container_dir, limiter=self._threads)
+        await trio.to_thread.run_sync(discard, container_dir, limiter=self._threads)
 
     async def populate_volume(self, root_fd: int, path: str, volume: Path, id_base: int) -> None:
         """Fill an empty volume with what the root has at `path` (see `images.volumes`)."""
@@ -101,24 +106,22 @@ def stack(diff_ids: Sequence[str], is_opaque: Callable[[str], bool]) -> list[str
     return lowers
 
 
-def _prepare(lowers: Sequence[Path], container_dir: Path, userns_fd: int, id_base: int) -> Rootfs:
-    with ExitStack() as opened, reported("mkdir", container_dir):
-        _make_writable(container_dir, lowers, id_base)
-        layers = [_shifted(path, userns_fd, opened) for path in lowers or [container_dir / "lower"]]
-        upper = _open(container_dir / "upper", opened)
-        work = _open(container_dir / "work", opened)
+def _prepare(lowers: Sequence[Path], writable: _Writable, userns_fd: int) -> Rootfs:
+    directory = writable.directory
+    with ExitStack() as opened, reported("mkdir", directory):
+        writable.make(lowers)
+        upper, work = _open(directory / "upper", opened), _open(writable.work, opened)
+        layers: list[int] = []
+        opened.callback(_close_elsewhere, layers)
+        # An image from nothing has no layer, and overlay wants one all the same.
+        for path in lowers or [directory / "lower"]:
+            layers.append(_shifted(path, userns_fd))
         return Rootfs(mount_fd=mounts.overlay(layers, upper, work, volatile=True))
 
 
-def _shifted(path: Path, userns_fd: int, opened: ExitStack) -> int:
-    fd = os.open(path, _DIRECTORY)
-    try:
-        layer = mounts.idmapped(fd, userns_fd, read_only=True)
-    finally:
-        os.close(fd)
-    # By number: on kernels before 6.13 overlay() lets it refer to another copy.
-    opened.callback(os.close, layer)
-    return layer
+def _shifted(path: Path, userns_fd: int) -> int:
+    with ExitStack() as opened:
+        return mounts.idmapped(_open(path, opened), userns_fd, read_only=True)
 
 
 def _open(path: Path, opened: ExitStack) -> int:
@@ -127,38 +130,57 @@ def _open(path: Path, opened: ExitStack) -> int:
     return fd
 
 
-# The writable layer ------------------------------------------------------------------------
+def _close_elsewhere(fds: Sequence[int]) -> None:
+    """Close without waiting for it."""
+
+    def close() -> None:
+        for fd in fds:
+            os.close(fd)
+
+    trio.lowlevel.start_thread_soon(close, lambda _: None, "rootfs")
 
 
-def _make_writable(container_dir: Path, lowers: Sequence[Path], id_base: int) -> None:
-    boot, boot_id = container_dir / "boot", _BOOT_ID.read_text()
-    if boot.exists() and boot.read_text() == boot_id:
-        remove_tree(container_dir / "work")
-        (container_dir / "work").mkdir(mode=0o700)
-        return
-    _discard(container_dir)
-    container_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for name in ("upper", "work"):
-        (container_dir / name).mkdir(mode=0o700)
-    if not lowers:  # an image from nothing; overlay wants a layer all the same
-        (container_dir / "lower").mkdir(mode=0o755)
-    _dress(container_dir / "upper", lowers[0] if lowers else container_dir / "lower", id_base)
-    boot.write_text(boot_id)  # last: without it the layer is begun anew
+class _Writable:
+    """The writable layer of one container."""
+
+    def __init__(self, directory: Path, boot: str, id_base: int) -> None:
+        self.directory = directory
+        self.work = directory / f"work.{boot}"
+        self._id_base = id_base
+
+    def make(self, lowers: Sequence[Path]) -> None:
+        """Make it, or take it up again if it is whole and of this boot."""
+        if self.work.exists():
+            self._empty_work()
+            return
+        discard(self.directory)
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not lowers:
+            (self.directory / "lower").mkdir(mode=0o755)
+        (self.directory / "upper").mkdir(mode=0o700)
+        self._dress(lowers[0] if lowers else self.directory / "lower")
+        self.work.mkdir(mode=0o700)  # last: without it the layer is begun anew
+
+    def _empty_work(self) -> None:
+        with ExitStack() as opened:
+            empty_directory(_open(self.work, opened))
+
+    def _dress(self, image_root: Path) -> None:
+        """Let `upper` look like the image's root, and belong to the task's."""
+        with ExitStack() as opened:
+            source = _open(image_root, opened)
+            upper = _open(self.directory / "upper", opened)
+            status = os.fstat(source)
+            os.fchown(upper, self._id_base, self._id_base)
+            os.fchmod(upper, stat.S_IMODE(status.st_mode))
+            copy_xattrs(source, upper)
+            os.utime(upper, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def _dress(upper: Path, image_root: Path, id_base: int) -> None:
-    """Give the upper directory the looks of the image's root, and the task's root as its owner."""
-    with ExitStack() as opened:
-        source, copy = _open(image_root, opened), _open(upper, opened)
-        status = os.fstat(source)
-        os.fchown(copy, id_base, id_base)
-        os.fchmod(copy, stat.S_IMODE(status.st_mode))
-        copy_xattrs(source, copy)
-        os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
-def _discard(container_dir: Path) -> None:
-    with reported("unlink", container_dir):
-        (container_dir / "boot").unlink(missing_ok=True)
-    for name in ("upper", "work", "lower"):
-        remove_tree(container_dir / name)
+def discard(container_dir: Path) -> None:
+    """Delete the writable layer, first what says that it is whole."""
+    with reported("scandir", container_dir), contextlib.suppress(FileNotFoundError):
+        parts = {name: name.partition(".")[0] for name in os.listdir(container_dir)}
+        doomed = [name for name, part in parts.items() if part in _PARTS]
+        for name in sorted(doomed, key=lambda name: parts[name] != "work"):
+            remove_tree(container_dir / name)

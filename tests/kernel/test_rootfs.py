@@ -219,7 +219,8 @@ async def test_after_another_boot_the_writable_layer_is_begun_anew(
 ) -> None:
     image = await build(base)
     as_root_of_the_task(slot, await prepare(image), "echo torn >made")
-    (tmp_path / "container/boot").write_text("another boot\n")
+    (work,) = (tmp_path / "container").glob("work.*")
+    work.rename(work.with_name("work.of-another-boot"))
     assert not at(await prepare(image), "made").exists()
 
 
@@ -228,6 +229,7 @@ async def test_half_a_writable_layer_is_begun_anew(
 ) -> None:
     (tmp_path / "container/upper").mkdir(parents=True)
     (tmp_path / "container/upper/half").touch()
+    (tmp_path / "container/work").mkdir()
     assert not at(await prepare(await build(base)), "half").exists()
 
 
