@@ -1,7 +1,8 @@
 """A real agent for a test, and a short way to run a task on it.
 
 `agent` is embedded in the test's own trio loop with a state directory of its own. `tiny` is the
-smallest real image (busybox), pulled over HTTP from a real registry.
+smallest real image (busybox), pulled over HTTP from a real registry. `probe_image` has the probe as
+well and needs no registry; `images` makes more like it.
 """
 
 from __future__ import annotations
@@ -18,11 +19,23 @@ from sandbox.agent import Agent, open_agent
 from sandbox.model.request import RunRequest
 from sandbox.model.task import ContainerDefinition, ContainerKnown, TaskDefinition, TaskView
 from tests.conftest import Registry
+from tests.kernel.probe_image import Images
 
 
 @pytest.fixture
 def tiny(registry: Registry) -> str:
     return registry.images["tiny"]
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
+    return Images(tmp_path_factory.mktemp("layout"))
+
+
+@pytest.fixture(scope="session")
+def probe_image(images: Images) -> str:
+    """Its command is /probe."""
+    return images.make("probe")
 
 
 @pytest.fixture
