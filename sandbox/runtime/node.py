@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,18 +25,23 @@ from sandbox.store.base import Store
 class Failpoints:
     """Names of moments at which the agent kills itself: the crash matrix chooses one.
 
-    Every step passes one before and after its deed. `wanted` is empty outside of tests.
+    Every deed passes one before and one after it; a second passing of `x` is called `x#2`.
+    `wanted` (SANDBOX_FAILPOINT) is empty outside of tests, and then nothing is remembered.
     """
 
     def __init__(self, wanted: str = "") -> None:
         self._wanted = wanted
+        self._times: Counter[str] = Counter()
         self.passed: list[str] = []
 
     def reach(self, name: str) -> None:
-        if self._wanted:
-            self.passed.append(name)
-            if name == self._wanted:
-                os.kill(os.getpid(), signal.SIGKILL)
+        if not self._wanted:
+            return
+        self._times[name] += 1
+        point = name if self._times[name] == 1 else f"{name}#{self._times[name]}"
+        self.passed.append(point)
+        if point == self._wanted:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 @dataclass(kw_only=True)
