@@ -56,13 +56,22 @@ static int raise_limit(const struct record *r) {
     return setrlimit((int)r->n[0], &now);
 }
 
+/* New ids make a process what fs.suid_dumpable says; a host may have set it to 1, "debug". */
+int stay_unreadable(void) {
+    return prctl(PR_SET_DUMPABLE, 0);
+}
+
+static int become_id_0(void) {
+    if (setgroups(0, NULL) || setresgid(0, 0, 0) || setresuid(0, 0, 0))
+        return -1;
+    return stay_unreadable();
+}
+
 /* Ids first: what B mounts and makes belongs to the task's own root from the start. */
 static int become_root_of(int userns) {
     if (setns(userns, CLONE_NEWUSER))
         return -1;
-    if (setgroups(0, NULL) || setresgid(0, 0, 0) || setresuid(0, 0, 0))
-        return -1;
-    return 0;
+    return become_id_0();
 }
 
 #define JOINED                                                                                     \
@@ -70,9 +79,7 @@ static int become_root_of(int userns) {
      CLONE_NEWCGROUP)
 
 static int join(int pidfd) {
-    if (setns(pidfd, JOINED))
-        return -1;
-    return setgroups(0, NULL) || setresgid(0, 0, 0) || setresuid(0, 0, 0) ? -1 : 0;
+    return setns(pidfd, JOINED) ? -1 : become_id_0();
 }
 
 static void enter(struct child *c, const struct record *r) {
@@ -117,15 +124,23 @@ static void wire_streams(struct child *c) {
         child_fail(c, errno);
 }
 
-_Noreturn void child_run(const struct program *program, const struct child_fds *fds) {
-    struct child c = {.program = program, .fds = fds, .root = -1, .null = -1, .empty = -1};
-    struct sigaction standard = {.sa_handler = SIG_DFL};
-    sigset_t none;
+/* Nothing of the agent's ways is left. Signals by the system call: a C library keeps 32 to 34 for
+ * itself, and glibc's posix_spawn, which started us, has 32 and 33 ignored. */
+static void become_ordinary(void) {
+    static const uint64_t standard[4]; /* the kernel's struct sigaction: SIG_DFL, no flags */
+    const struct sched_param priority = {0};
     for (int s = 1; s < 65; s++)
-        sigaction(s, &standard, NULL);
+        syscall(SYS_rt_sigaction, s, standard, NULL, 8);
     umask(022);
+    syscall(SYS_sched_setscheduler, 0, SCHED_OTHER, &priority); /* musl has only a stub */
     setpriority(PRIO_PROCESS, 0, 0);
     setsid();
+}
+
+_Noreturn void child_run(const struct program *program, const struct child_fds *fds) {
+    struct child c = {.program = program, .fds = fds, .root = -1, .null = -1, .empty = -1};
+    sigset_t none;
+    become_ordinary();
     for (c.index = 0; c.index < program->count; c.index++)
         if (raise_limit(&program->record[c.index]))
             child_fail(&c, errno);

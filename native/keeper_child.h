@@ -14,6 +14,7 @@ struct child {
 };
 
 _Noreturn void child_fail(const struct child *c, int error);
+int stay_unreadable(void);
 
 /* Executes one of B's records; does not return when it fails, nor from EXEC. */
 void container_step(struct child *c, const struct record *r);

@@ -113,7 +113,7 @@ static int become(const struct child *c, const struct record *r) {
         return errno = EINVAL, -1;
     if (setgroups(r->bytes_length / sizeof(gid_t), (const gid_t *)r->bytes))
         return -1;
-    if (setresgid(gid, gid, gid) || setresuid(uid, uid, uid))
+    if (setresgid(gid, gid, gid) || setresuid(uid, uid, uid) || stay_unreadable())
         return -1;
     return set_capabilities(uid || !capabilities ? 0 : capabilities->n[0]);
 }

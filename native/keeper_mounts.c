@@ -54,34 +54,39 @@ static int close_keeping_errno(int fd, int result) {
     return result;
 }
 
-/* Splits "a/b/c" into the directory "a/b", opened, and the name "c". */
-static int open_parent(const struct child *c, const char *path, const char **name) {
-    char directory[PATH_MAX];
-    const char *slash = strrchr(path, '/');
-    size_t length = slash ? (size_t)(slash - path) : 0;
-    if (length >= sizeof directory)
-        return errno = ENAMETOOLONG, -1;
-    memcpy(directory, path, length);
-    directory[length] = 0;
-    *name = slash ? slash + 1 : path;
-    if (make_directories(c, directory))
-        return -1;
-    return open_in_root(c, length ? directory : ".", O_PATH | O_DIRECTORY);
+/* mkdir -p inside the root, one name after another: each is resolved by the kernel, with all links,
+ * and made in the directory that the name before it led to. Returns that of the last one, opened. */
+static int open_directories(const struct child *c, const char *path, size_t length) {
+    char part[PATH_MAX];
+    int parent = open_in_root(c, ".", O_PATH | O_DIRECTORY);
+    if (length >= sizeof part)
+        return errno = ENAMETOOLONG, close_keeping_errno(parent, -1);
+    for (size_t begin = 0, end; parent >= 0 && begin < length; begin = end + 1) {
+        for (end = begin; end < length && path[end] != '/';)
+            end++;
+        if (begin == end)
+            continue;
+        memcpy(part, path, end);
+        part[end] = 0;
+        int fd = open_in_root(c, part, O_PATH | O_DIRECTORY);
+        if (fd < 0 && errno == ENOENT &&
+            (mkdirat(parent, part + begin, 0755) == 0 || errno == EEXIST))
+            fd = open_in_root(c, part, O_PATH | O_DIRECTORY);
+        parent = close_keeping_errno(parent, fd);
+    }
+    return parent;
 }
 
-/* mkdir -p inside the root: step by step, so that each parent is resolved by the kernel. */
 int make_directories(const struct child *c, const char *path) {
-    int fd = open_in_root(c, *path ? path : ".", O_PATH | O_DIRECTORY);
-    if (fd >= 0)
-        return close(fd);
-    if (errno != ENOENT)
-        return -1;
-    const char *name;
-    int parent = open_parent(c, path, &name);
-    if (parent < 0)
-        return -1;
-    int made = !*name || mkdirat(parent, name, 0755) == 0 || errno == EEXIST;
-    return close_keeping_errno(parent, made ? 0 : -1);
+    int fd = open_directories(c, path, strlen(path));
+    return fd < 0 ? -1 : close(fd);
+}
+
+/* The directory "a/b" of "a/b/c", made and opened, and the name "c". */
+static int open_parent(const struct child *c, const char *path, const char **name) {
+    const char *slash = strrchr(path, '/');
+    *name = slash ? slash + 1 : path;
+    return open_directories(c, path, slash ? (size_t)(slash - path) : 0);
 }
 
 int root_attach(struct child *c, int mount) {
@@ -159,6 +164,16 @@ int mount_bind(struct child *c, int mount, uint64_t attributes, const char *targ
     return attach_at(c, mount, target);
 }
 
+/* A mount of one of the host's nodes. Devices open for writing on a read-only mount as well; what
+ * it keeps from the task is the node itself, which is the host's: its times. */
+static int open_node(int fd) {
+    int mount = open_tree_of(fd);
+    const uint64_t harmless = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC;
+    if (mount >= 0 && set_attributes(mount, harmless, 0))
+        return close_keeping_errno(mount, -1);
+    return mount;
+}
+
 /* A device cannot be made in a user namespace: the host's node is bound, after a look at its
  * number. */
 int mount_device(struct child *c, unsigned major, unsigned minor, const char *name) {
@@ -171,7 +186,7 @@ int mount_device(struct child *c, unsigned major, unsigned minor, const char *na
         return close_keeping_errno(host, -1);
     if (!S_ISCHR(st.st_mode) || st.st_rdev != makedev(major, minor))
         return errno = ENODEV, close_keeping_errno(host, -1);
-    int mount = close_keeping_errno(host, open_tree_of(host));
+    int mount = close_keeping_errno(host, open_node(host));
     int dev = open_in_root(c, "dev", O_PATH | O_DIRECTORY);
     if (mount < 0 || dev < 0)
         return -1;
@@ -198,7 +213,7 @@ int mount_mask(struct child *c, const char *path) {
         return errno == ENOENT ? 0 : -1;
     if (fstat(target, &st))
         return close_keeping_errno(target, -1);
-    int cover = open_tree_of(S_ISDIR(st.st_mode) ? empty_directory(c) : c->null);
+    int cover = S_ISDIR(st.st_mode) ? open_tree_of(empty_directory(c)) : open_node(c->null);
     int result = cover < 0 ? -1 : attach(cover, target);
     close_keeping_errno(cover, 0);
     return close_keeping_errno(target, result);
