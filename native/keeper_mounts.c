@@ -55,7 +55,7 @@ static int close_keeping_errno(int fd, int result) {
 }
 
 /* mkdir -p inside the root, one name after another: each is resolved by the kernel, with all links,
- * and made in the directory that the name before it led to. Returns that of the last one, opened. */
+ * and made in the directory that the name before it led to. Returns the last one, opened. */
 static int open_directories(const struct child *c, const char *path, size_t length) {
     char part[PATH_MAX];
     int parent = open_in_root(c, ".", O_PATH | O_DIRECTORY);
