@@ -43,6 +43,8 @@ static void report_unix_sockets(void) {
     size_t size = 0;
     FILE *sockets = fopen("/proc/net/unix", "re");
     json_open("unix_sockets", '[');
+    if (sockets && getline(&line, &size, sockets) < 0) /* the head of the table */
+        fclose(sockets), sockets = NULL;
     while (sockets && getline(&line, &size, sockets) > 0) {
         int name = 0;
         if (sscanf(line, "%*s %*s %*s %*s %*s %*s %*s %n", &name) != EOF && name && line[name]) {
