@@ -220,7 +220,7 @@ def _member_bytes(
 def _first(file: Path, listing: bytes) -> _Entry:
     try:
         entries = msgspec.json.decode(listing, type=list[_Entry])
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ImageError(f"{file}: manifest.json: {error}") from error
     if not entries:
         raise ImageNotFound(f"docker-archive:{file}: holds no image")
@@ -230,7 +230,7 @@ def _first(file: Path, listing: bytes) -> _Entry:
 def _diff_ids(file: Path, config: bytes, entry: _Entry) -> list[str]:
     try:
         diff_ids = msgspec.json.decode(config, type=_Config).rootfs.diff_ids
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ImageError(f"{file}: image configuration: {error}") from error
     if len(diff_ids) != len(entry.layers):
         raise ImageError(f"{file}: {len(entry.layers)} layers, but {len(diff_ids)} diff_ids")

@@ -67,7 +67,7 @@ class DockerConfig:
             raise ConfigError(f"{path}: larger than {_MAX_BYTES} bytes")
         try:
             return cls(path, msgspec.json.decode(raw, type=_File))
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(f"{path}: not a Docker config.json: {error}") from error
 
     def for_host(self, domain: str) -> Credentials | None:

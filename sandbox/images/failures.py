@@ -9,9 +9,9 @@ counts are those that Fargate shows for these two steps.
 from __future__ import annotations
 
 import errno
-from http import HTTPStatus
 
-from sandbox.errors import ImageError, ImageNotFound, KernelError, RegistryError, SandboxError
+from sandbox.errors import ImageNotFound, KernelError, RegistryError, SandboxError
+from sandbox.images.answers import phrase
 from sandbox.images.reference import AnyReference, Reference, is_loopback
 
 _RESOLVE = "CannotPullContainerError: pull image manifest has been retried 1 time(s)"
@@ -42,25 +42,18 @@ def _text(error: SandboxError, reference: AnyReference) -> str:
         case RegistryError(status=401):
             return f"{resolve}: {_DENIED}"
         case RegistryError(status=int() as status) if isinstance(reference, Reference):
-            said = f"{status} {_phrase(status)}"
+            said = f"{status} {phrase(status)}"
             return f"{resolve}: unexpected status from HEAD request to {_url(reference)}: {said}"
         case RegistryError(message=message) if isinstance(reference, Reference):
             return f'{resolve}: failed to do request: Head "{_url(reference)}": {message}'
         case KernelError(errno=errno.ENOSPC):
             return f"{_COPY}: failed to extract layer: no space left on device"
-        case ImageError():
-            return f"CannotPullContainerError: {error}"
+        case KernelError():
+            return f"{_COPY}: failed to extract layer: {error}"
         case _:
-            return f"{_COPY}: {error}"
+            return f"CannotPullContainerError: {error}"
 
 
 def _url(reference: Reference) -> str:
     scheme = "http" if is_loopback(reference.host) else "https"
     return f"{scheme}://{reference.host}/v2/{reference.path}/manifests/{reference.target}"
-
-
-def _phrase(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return ""

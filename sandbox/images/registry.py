@@ -18,10 +18,8 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import email.utils
 import ipaddress
 import os
-import re
 import ssl
 import time
 from collections.abc import (
@@ -42,7 +40,7 @@ import msgspec
 import trio
 
 from sandbox.errors import ImageNotFound, RegistryError
-from sandbox.images import documents
+from sandbox.images import answers, documents
 from sandbox.images.blobs import CHUNK_BYTES, Send
 from sandbox.images.credentials import Credentials
 from sandbox.images.documents import Descriptor
@@ -74,10 +72,6 @@ _METADATA = tuple(
     )
 )
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-_CHALLENGE = re.compile(
-    r"""[\s,]*([\w!#$%&'*+.^`|~-]+)(?:\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+)))?"""
-)
-_TOKEN = re.compile(r"[\x21-\x7e]+")
 
 T = TypeVar("T")
 
@@ -297,7 +291,7 @@ class RegistrySource:
         async with self._login:
             if self._authorization != shown:
                 return
-            schemes = _parse_challenges(challenges)
+            schemes = answers.challenges(challenges)
             if "bearer" in schemes:
                 self._authorization = f"Bearer {await self._token(schemes['bearer'])}"
             elif "basic" in schemes and self._credentials is not None and shown is None:
@@ -320,13 +314,9 @@ class RegistrySource:
             body = await self._bounded(response, _MAX_TOKEN_BYTES)
         finally:
             await response.aclose()
-        try:
-            answer = msgspec.json.decode(body, type=_TokenAnswer)
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise self.error("the answer of the token realm is not acceptable") from error
-        token = answer.token or answer.access_token
-        if not _TOKEN.fullmatch(token):
-            raise self.error("the answer of the token realm holds no usable token")
+        token = answers.token(body)
+        if token is None:
+            raise self.error("the answer of the token realm holds no token")
         return token
 
     # Answers -----------------------------------------------------------------------------------
@@ -336,9 +326,9 @@ class RegistrySource:
         status = response.status_code
         if status in good:
             return
-        message = _phrase(status) + await _server_message(response)
+        message = answers.refusal(status, await _beginning(response))
         if status in _TRANSIENT:
-            pause = _retry_after(response.headers.get("retry-after", ""))
+            pause = answers.retry_after(response.headers.get("retry-after", ""), time.time())
             raise _Transient(self.error(message, status), pause)
         raise self.error(message, status)
 
@@ -405,11 +395,6 @@ class _Transient(Exception):
         super().__init__(str(error))
         self.error = error
         self.retry_after = retry_after
-
-
-class _TokenAnswer(msgspec.Struct):
-    token: str = ""
-    access_token: str = ""
 
 
 # Connections -------------------------------------------------------------------------------
@@ -509,7 +494,7 @@ async def _pieces(
                 pass
 
 
-# Headers -----------------------------------------------------------------------------------
+# Small things ------------------------------------------------------------------------------
 
 
 def _basic(credentials: Credentials) -> str:
@@ -521,63 +506,15 @@ def _origin(url: httpx.URL) -> tuple[str, str, int]:
     return (url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80))
 
 
-def _parse_challenges(headers: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Parameters by scheme; the first challenge of a scheme counts."""
-    schemes: dict[str, dict[str, str]] = {}
-    for header in headers:
-        parameters: dict[str, str] = {}
-        for word in _CHALLENGE.finditer(header):
-            name, quoted, bare = word[1].lower(), word[2], word[3]
-            if quoted is None and bare is None:
-                parameters = {}
-                schemes.setdefault(name, parameters)
-            else:
-                value = bare if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
-                parameters.setdefault(name, value)
-    return schemes
-
-
-def _retry_after(header: str) -> float:
-    """Seconds, or the time until a date; 0 when it says nothing."""
-    if re.fullmatch("[0-9]{1,9}", header, re.ASCII):
-        return float(header)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return 0.0
-
-
-async def _server_message(response: httpx.Response) -> str:
-    """What the registry wrote about its refusal, as one line."""
-    body = bytearray()
+async def _beginning(response: httpx.Response) -> bytes:
+    """As much of a refusal's body as may hold an explanation."""
+    body = b""
     async with _pieces(response) as pieces:
         async for piece in pieces:
             body += piece
             if len(body) > _MAX_MESSAGE_BYTES:
-                return ""
-    try:
-        errors = msgspec.json.decode(bytes(body), type=_Errors).errors
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return ""
-    texts = [f"{error.code.lower()}: {error.message}" for error in errors[:3]]
-    line = "".join(c if c.isprintable() else " " for c in ", ".join(texts))
-    return f" - Server message: {line[:300]}" if line else ""
-
-
-class _ErrorEntry(msgspec.Struct):
-    code: str = ""
-    message: str = ""
-
-
-class _Errors(msgspec.Struct):
-    errors: list[_ErrorEntry] = []
-
-
-def _phrase(status: int) -> str:
-    try:
-        return f"{status} {HTTPStatus(status).phrase}"
-    except ValueError:
-        return str(status)
+                break
+    return body
 
 
 def _told(error: Exception) -> str:
@@ -586,7 +523,9 @@ def _told(error: Exception) -> str:
     while cause is not None:
         while isinstance(cause, BaseExceptionGroup):
             cause = cause.exceptions[0]
-        if isinstance(cause, OSError) and cause.errno is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"certificate verify failed: {cause.verify_message}"
+        if isinstance(cause, OSError) and not isinstance(cause, ssl.SSLError) and cause.errno:
             # A resolver's error has a negative number and its own text.
             text = os.strerror(cause.errno) if cause.errno > 0 else cause.strerror
             return (text or "no connection").lower()

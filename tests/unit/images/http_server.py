@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import trio
 
@@ -42,11 +43,15 @@ class Server:
     def host(self) -> str:
         return f"127.0.0.1:{self.port}"
 
-    async def serve(self, stream: trio.SocketStream) -> None:
+    async def serve(self, stream: trio.abc.Stream) -> None:
+        with suppress(trio.BrokenResourceError):
+            await self._serve(stream)
+
+    async def _serve(self, stream: trio.abc.Stream) -> None:
         async with stream:
             data = b""
             while b"\r\n\r\n" not in data:
-                chunk = await stream.receive_some()
+                chunk = bytes(await stream.receive_some())
                 if not chunk:
                     return
                 data += chunk
@@ -55,21 +60,22 @@ class Server:
             while len(asked.body) < int(asked.headers.get("content-length", 0)):
                 asked.body += await stream.receive_some()
             self.asked.append(asked)
-            try:
-                await stream.send_all(self.handle(asked))
-            except trio.BrokenResourceError:
-                return
+            await stream.send_all(self.handle(asked))
 
     def paths(self) -> list[str]:
         return [asked.path for asked in self.asked]
 
 
 @asynccontextmanager
-async def serving() -> AsyncIterator[Server]:
+async def serving(tls: ssl.SSLContext | None = None) -> AsyncIterator[Server]:
     server = Server()
+
+    async def serve(stream: trio.SocketStream) -> None:
+        await server.serve(trio.SSLStream(stream, tls, server_side=True) if tls else stream)
+
     async with trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         server.port = listeners[0].socket.getsockname()[1]
-        nursery.start_soon(trio.serve_listeners, server.serve, listeners)
+        nursery.start_soon(trio.serve_listeners, serve, listeners)
         yield server
         nursery.cancel_scope.cancel()

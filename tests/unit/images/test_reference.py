@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sandbox.errors import ReferenceInvalid
@@ -76,7 +76,6 @@ def test_a_name_is_normalised_as_docker_does(text: str, normal: str) -> None:
     ],
 )
 def test_what_is_no_name_is_refused_in_one_line(text: str) -> None:
-    text = text if text != "a" * 64 else "a" * 64
     with pytest.raises(ReferenceInvalid) as raised:
         parse(text)
     assert "\n" not in str(raised.value)
@@ -155,6 +154,7 @@ tags = st.from_regex(re.compile(r"\w[\w.-]{0,127}", re.ASCII), fullmatch=True)
 def test_a_normalised_name_stays_as_it_is(
     domain: str, path: list[str], tag: str | None, digest: str
 ) -> None:
+    assume(domain or len(path) == 1 or "." not in path[0])  # with a dot it would be a domain
     text = domain + "/".join(path) + (f":{tag}" if tag else "") + digest
     reference = parse_name(text)
     assert str(parse_name(str(reference))) == str(reference)

@@ -5,7 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import socket
+import ssl
+import subprocess
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -121,13 +126,10 @@ async def test_a_registry_that_is_not_there_is_told_with_the_systems_words(
     )
 
 
-async def test_silence_ends_in_a_time_out(server: Server, client: RegistryClient) -> None:
-    server.handle = lambda _: b"HTTP/1.1 200 OK\r\n"
-
-    async def silent(stream: trio.SocketStream) -> None:
+async def test_silence_ends_in_a_time_out(client: RegistryClient) -> None:
+    async def silent(_: trio.SocketStream) -> None:
         await trio.sleep_forever()
 
-    server.serve = silent  # type: ignore[method-assign]
     async with trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         nursery.start_soon(trio.serve_listeners, silent, listeners)
@@ -362,6 +364,49 @@ async def test_https_does_not_step_down_to_http() -> None:
         assert str(secure.allowed("https://cdn.example/x", "redirect")) == "https://cdn.example/x"
         plain = client.source(parse_name("plain.example:5000/x"))
         assert plain.url("a/b").startswith("http://plain.example:5000/")
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A key with its self-signed certificate for registry.test, in one file."""
+    file = tmp_path_factory.mktemp("tls") / "both.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
+    options = ["-subj", "/CN=registry.test", "-addext", "subjectAltName=DNS:registry.test"]
+    outputs = ["-keyout", str(file), "-out", f"{file}.crt"]
+    subprocess.run([*command.split(), *options, *outputs], check=True, capture_output=True)
+    file.write_bytes(file.read_bytes() + Path(f"{file}.crt").read_bytes())
+    return file
+
+
+class Names(trio.abc.HostnameResolver):
+    """Every name is this machine."""
+
+    async def getaddrinfo(self, host: Any, port: Any, *_: Any) -> Any:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", int(port)))]
+
+    async def getnameinfo(self, sockaddr: Any, flags: int) -> tuple[str, str]:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("is_trusted", "name"), [(True, "registry"), (False, "registry"), (True, "x")]
+)
+async def test_every_other_registry_speaks_tls_with_a_certificate_of_its_name(
+    certificate: Path, is_trusted: bool, name: str
+) -> None:
+    ours = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    ours.load_cert_chain(certificate)
+    theirs = ssl.create_default_context(cafile=str(certificate) if is_trusted else None)
+    trio.socket.set_custom_hostname_resolver(Names())
+    async with serving(ours) as server, RegistryClient(ssl_context=theirs, retries=FAST) as client:
+        server.handle = lambda _: reply("200 OK", b"{}")
+        source = client.source(parse_name(f"{name}.test:{server.port}/x"))
+        if is_trusted and name == "registry":
+            assert (await source.root()).body == b"{}"
+        else:
+            with pytest.raises(RegistryError, match="certificate verify failed"):
+                await source.root()
+            assert server.asked == []
 
 
 # Authentication
