@@ -269,7 +269,7 @@ static int print_records(void) {
 }
 
 int main(int argc, char **argv) {
-    if (argc > 3 && !strcmp(argv[0], "sandbox-init"))
+    if (argc >= 3 && !strcmp(argv[0], "sandbox-init"))
         init_run(argv, environ);
     if (argc == 2 && !strcmp(argv[1], "--records"))
         return print_records();

@@ -1,7 +1,10 @@
 /* pid 1 of a container that asked for an init: starts the program as its only child, passes signals
  * on, reaps whatever is orphaned to it, and ends as the program ended. It was exec'd by B inside
  * the container, with the container's user, capabilities and filter; descriptor 3 is the notice
- * pipe. */
+ * pipe.
+ *
+ * Without a program it is pid 1 of a pid namespace that several containers share: it reaps, and
+ * ends at a SIGTERM from outside of that namespace. */
 #define _GNU_SOURCE
 #include "keeper.h"
 
@@ -26,30 +29,38 @@ static void start(char **argv, char **envp, const sigset_t *unblocked) {
     _exit(notice.value == ENOENT ? 127 : 126);
 }
 
+static void reap(pid_t program) {
+    int status;
+    for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;)
+        if (pid == program)
+            _exit(WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
+}
+
+static void hear(const siginfo_t *info, pid_t program) {
+    if (info->si_signo == SIGCHLD)
+        reap(program);
+    else if (program)
+        kill(program, info->si_signo);
+    else if (info->si_signo == SIGTERM && !info->si_pid) /* a sender outside has no pid in here */
+        _exit(0);
+}
+
 _Noreturn void init_run(char **argv, char **envp) {
-    sigset_t all, before;
+    sigset_t all, none;
+    siginfo_t info;
+    pid_t program = 0;
     prctl(PR_SET_NAME, "sandbox-init");
+    prctl(PR_SET_CHILD_SUBREAPER, 1); /* in a shared pid namespace another one is pid 1 */
     fcntl(3, F_SETFD, FD_CLOEXEC);
     sigfillset(&all);
-    sigprocmask(SIG_SETMASK, &all, &before);
-    sigemptyset(&before);
-    pid_t child = fork();
-    if (child < 0)
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &all, NULL);
+    if (argv[3] && (program = fork()) < 0)
         _exit(125);
-    if (!child)
-        start(argv, envp, &before);
+    if (argv[3] && !program)
+        start(argv, envp, &none);
     close(3);
-    for (;;) {
-        siginfo_t info;
-        if (sigwaitinfo(&all, &info) < 0)
-            continue;
-        if (info.si_signo != SIGCHLD) {
-            kill(child, info.si_signo);
-            continue;
-        }
-        int status;
-        for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;)
-            if (pid == child)
-                _exit(WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
-    }
+    for (;;)
+        if (sigwaitinfo(&all, &info) > 0)
+            hear(&info, program);
 }

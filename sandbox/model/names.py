@@ -30,6 +30,7 @@ _ARN = re.compile(r"arn:([^:]+):([^:]+):([^:]*):([^:]*):(.+)", re.DOTALL)
 # dot is outside that grammar, so the changed name is nobody else's.
 _CGROUP_V1_FILES = frozenset({"tasks", "notify_on_release", "release_agent"})
 _TASK_DIRECTORY_ENTRIES = frozenset({"volumes"})
+_PAUSE = "pause."
 
 
 def is_name(text: str) -> bool:
@@ -187,6 +188,16 @@ def container_cgroup(task: str, container: str) -> str:
 def container_directory(container: str) -> str:
     """A container's directory below that of its task."""
     return _apart(container, _TASK_DIRECTORY_ENTRIES)
+
+
+def pause_cgroup(task: str) -> str:
+    """Of the init that holds the pid namespace of a task with pidMode task."""
+    return f"{task_cgroup(task)}/{_PAUSE}"
+
+
+def pause_directory() -> str:
+    """Its status directory, below that of its task."""
+    return _PAUSE
 
 
 def link(instance: str, eni: str) -> str:

@@ -215,7 +215,7 @@ def compile_container(
     _streams(program, terminal, interactive, place.id_base, user, streams)
     if definition.linux_parameters.init_process_enabled:
         program.add("INIT")
-    _enter_cgroup(program, place)
+    _enter_cgroup(program, place.cgroup, place.tasks_files)
     program.add("USERNS", program.fd(place.userns))
     program.add("NETNS", program.fd(place.netns))
     if place.pidns is not None:
@@ -250,10 +250,7 @@ def compile_exec(
     """A second program in a running container: the same rules as for the first, nothing mounted."""
     program = Program()
     _streams(program, terminal, False, id_base, user, streams)
-    program.add("CGROUP", program.fd(cgroup))
-    for file in tasks_files:
-        program.add("TASKS", program.fd(file))
-    program.add("OOM_SCORE", 0)
+    _enter_cgroup(program, cgroup, tasks_files)
     program.add("JOIN", program.fd(pidfd), about="the container's namespaces")
     if terminal:
         rows, columns = (streams.terminal_rows, streams.terminal_cols) if streams else (24, 80)
@@ -264,17 +261,18 @@ def compile_exec(
     return program
 
 
-def compile_pause(place: Place) -> Program:
+def compile_pause(
+    *, userns: int, netns: int, id_base: int, cgroup: int, tasks_files: tuple[int, ...], root: int
+) -> Program:
     """pid 1 of a pid namespace that the containers of a task share: our init and nothing else."""
     program = Program()
-    _streams(program, False, False, place.id_base, Identity(), None)
+    _streams(program, False, False, id_base, Identity(), None)
     program.add("INIT")
-    _enter_cgroup(program, place)
-    program.add("USERNS", program.fd(place.userns))
-    program.add("NETNS", program.fd(place.netns))
-    program.add("ROOT", program.fd(place.root), about="an empty root")
-    program.add("PIVOT", _RDONLY | _NOSUID | _NODEV)
-    program.add("HOSTNAME", place.hostname)
+    _enter_cgroup(program, cgroup, tasks_files)
+    program.add("USERNS", program.fd(userns))
+    program.add("NETNS", program.fd(netns))
+    program.add("ROOT", program.fd(root), about="an empty root")
+    program.add("PIVOT", _RDONLY | _NOSUID | _NODEV | _NOEXEC)
     program.add("WORKDIR", "/")
     program.add("SECCOMP", seccomp.filter(ptrace=False), about="")
     program.add("CAPABILITIES", 0)
@@ -298,9 +296,9 @@ def _streams(
     program.add("STDIO", flags, *clients, id_base + user.uid, id_base + user.gid)
 
 
-def _enter_cgroup(program: Program, place: Place) -> None:
-    program.add("CGROUP", program.fd(place.cgroup))
-    for file in place.tasks_files:
+def _enter_cgroup(program: Program, cgroup: int, tasks_files: tuple[int, ...]) -> None:
+    program.add("CGROUP", program.fd(cgroup))
+    for file in tasks_files:
         program.add("TASKS", program.fd(file))
     program.add("OOM_SCORE", 0)
 

@@ -148,11 +148,7 @@ async def leave(keeper: Keeper) -> None:
     """Cancelled or ended: nothing of it stays."""
     with trio.CancelScope(shield=True):
         keeper.signal(signal.SIGKILL)
-        keeper.detach()
-        with trio.move_on_after(10):
-            await keeper.wait_gone()
-        keeper.kill()
-        await keeper.wait_gone()
+        await keeper.see_out()
         keeper.close()
 
 

@@ -29,6 +29,8 @@ from sandbox.model.task import KeeperIdentity
 
 _REPORT: Final = struct.Struct("<IIiIQQ")
 _STARTED, _FAILED, _ENDED = 1, 2, 3
+_DRAIN_S: Final = 10.0
+"""How long a keeper that was told to forget its clients may take to sync its log."""
 _ALL_SIGNALS: Final = [s for s in signal.Signals if s not in (signal.SIGKILL, signal.SIGSTOP)]
 
 
@@ -224,6 +226,16 @@ class Keeper:
         """For a keeper that will not leave; loses what it has not yet logged."""
         if self._process is not None:
             _send(self._process, signal.SIGKILL)
+
+    async def see_out(self, patience_s: float = 0) -> None:
+        """`wait_gone`, within bounds: after `patience_s` its clients are forgotten, then it is."""
+        with trio.move_on_after(patience_s):
+            return await self.wait_gone()
+        self.detach()
+        with trio.move_on_after(_DRAIN_S):
+            return await self.wait_gone()
+        self.kill()
+        return await self.wait_gone()
 
     def close(self) -> None:
         for fd in (self._report, self._process, self._init):

@@ -9,6 +9,7 @@ without a row is swept. Undoing goes on after an error and raises all of them to
     cgroup      task-<id>, with the task's limits   undo: everything in it is killed, then it goes
     network     the slot's namespace, an interface  undo: descriptors are dropped
     images      pulled and held                     undo: nothing; prune collects what nobody uses
+    pids        pidMode task: the namespace's init  undo: it is killed, and all in the namespace
     roots       a cgroup and a root file system for each container
 """
 
@@ -31,7 +32,9 @@ from sandbox.kernel.slots import Slot
 from sandbox.model import names
 from sandbox.model.task import ContainerDefinition, TaskDesired
 from sandbox.network.eni import Interface
+from sandbox.runtime import pause
 from sandbox.runtime.container import Identity, LimitChoice, arguments, choose_limits
+from sandbox.runtime.keeper import Keeper
 from sandbox.runtime.node import Node
 from sandbox.runtime.sizes import container_limits, task_limits
 
@@ -62,6 +65,8 @@ class Scene:
     cgroup: Cgroup | None = None
     pidns: int | None = None
     """The pid namespace that the containers share, with pidMode task."""
+    pause: Keeper | None = None
+    """Of that namespace's init."""
     containers: dict[str, ContainerScene] = field(default_factory=dict)
     progress: Callable[[str, int, int | None], None] | None = None
 
@@ -189,6 +194,25 @@ async def _nothing(scene: Scene) -> None:
     """Images are collected when nobody uses them, not when a task ends."""
 
 
+# pids --------------------------------------------------------------------------------------
+
+
+async def _share_pids(scene: Scene) -> None:
+    if scene.task.definition.pid_mode == "task" and scene.pidns is None:
+        assert scene.slot is not None  # the network step came first
+        scene.pause = await pause.enter(scene.node, scene.task.id, scene.slot)
+        scene.pidns = pause.open_namespace(scene.pause)
+
+
+async def _end_pids(scene: Scene) -> None:
+    if scene.pidns is not None:
+        os.close(scene.pidns)
+        scene.pidns = None
+    if scene.task.definition.pid_mode == "task":
+        keeper, scene.pause = scene.pause, None
+        await pause.leave(scene.node, scene.task.id, keeper)
+
+
 # roots -------------------------------------------------------------------------------------
 
 
@@ -239,5 +263,6 @@ CONNECT = (
 """Fargate's order: a task is connected before its images are pulled."""
 
 PULL = (Step("images", _pull_images, _nothing),)
+PIDS = (Step("pids", _share_pids, _end_pids),)
 ROOTS = (Step("roots", _make_roots, _drop_roots),)
-EVERYTHING = CONNECT + PULL + ROOTS
+EVERYTHING = CONNECT + PULL + PIDS + ROOTS

@@ -118,7 +118,7 @@ class Supervisor:
             self.record.note(name, image_digest=made.image.digest, runtime_id=runtime_id)
         self.record.change(pull_stopped_at=time.time())
         with trio.CancelScope(shield=True):
-            await steps.perform(self.scene, steps.ROOTS)
+            await steps.perform(self.scene, steps.PIDS + steps.ROOTS)
 
     async def _resume(self) -> EndCause:
         """Before RUNNING what was begun is undone; from then on the containers are found again."""

@@ -137,8 +137,8 @@ class Supervisors:
 
     async def _sweep_cgroups(self, live: set[str]) -> None:
         for name in self._node.tree.names():
-            if not name.startswith("task-") or name.removeprefix("task-") in live:
-                continue
+            if "/" in name or name.removeprefix("task-") in live:
+                continue  # a container goes with its task
             cgroup = self._node.tree.find(name)
             if cgroup is None:
                 continue

@@ -25,10 +25,10 @@ from sandbox.kernel.cgroups.hierarchies import (
 )
 from sandbox.kernel.cgroups.limits import Limits
 
-NAME = re.compile(r"task-[0-9A-Za-z_-]{1,250}(/[0-9A-Za-z_-]{1,254})?")
+# One dot at the end is allowed: it makes a name that no container has.
+NAME = re.compile(r"task-[0-9A-Za-z_-]{1,250}(/(?=.{1,255}\Z)[0-9A-Za-z_-]+\.?)?")
 
-# Files of a version 1 directory which a container may be called like. No container's name has a
-# dot, so one dot tells them apart.
+# Files of a version 1 directory which a container may be called like.
 V1_FILES = frozenset({"tasks", "notify_on_release", "release_agent"})
 
 # systemd marks what it has delegated; the first name since version 251, the second for long.
@@ -94,7 +94,7 @@ class CgroupTree:
         found = []
         for task in unified.children("."):
             found += [task, *(f"{task}/{child}" for child in unified.children(task))]
-        return [name.rstrip(".") for name in found]
+        return [_name(directory) for directory in found]
 
     def remove(self) -> None:
         """Remove the whole tree. EBUSY, and nothing is touched, when a process stays in it."""
@@ -112,6 +112,11 @@ class CgroupTree:
 def _directory(name: str) -> str:
     container = name.partition("/")[2]
     return f"{name}." if container in V1_FILES else name
+
+
+def _name(directory: str) -> str:
+    container = directory.partition("/")[2]
+    return directory[:-1] if container[:-1] in V1_FILES else directory
 
 
 def _place(chosen: Chosen) -> tuple[str, bool]:
