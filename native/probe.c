@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -196,18 +197,40 @@ void report_process(char **environment) {
     json_close(']');
 }
 
+/* What was put so far is still in the buffer and goes there as well. */
+static void write_to(const char *path) {
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    if (fd < 0 || dup2(fd, 1) < 0)
+        _exit(2);
+    close(fd);
+}
+
 int main(int argc, char **argv, char **environment) {
-    (void)argc;
+    const char *to = NULL;
+    char name[PATH_MAX], buffer[1 << 16];
+    int stay = 0, option;
+    while ((option = getopt(argc, argv, "so:")) != -1) {
+        stay |= option == 's';
+        to = option == 'o' ? optarg : to;
+    }
+    snprintf(name, sizeof name, "%s.new", to ? to : "");
+    setvbuf(stdout, buffer, _IOFBF, sizeof buffer);
     json_open(NULL, '{');
     report_descriptors(); /* first: before any is opened here */
+    if (to)
+        write_to(name);
     report_process(environment);
     report_mounts();
     report_devices();
-    report_paths(argv + 1);
+    report_paths(argv + optind);
     report_network();
     fflush(stdout); /* or every child that attempts a call would inherit what is buffered */
     report_system_calls();
     json_close('}');
     putchar('\n');
-    return fflush(stdout) ? 1 : 0;
+    if (fflush(stdout) || (to && rename(name, to)))
+        return 1;
+    if (stay)
+        pause();
+    return 0;
 }

@@ -1,7 +1,10 @@
 /* The probe: a static program that tests put into an image, to say as one JSON object on stdout
  * what a task sees and may do. It is no part of what runs tasks.
  *
- *     probe [PATH...]        PATHs are reported on like the masked and read-only ones
+ *     probe [-o FILE] [-s] [PATH...]
+ *
+ * PATHs are reported on like the masked and read-only ones. -o writes the report to FILE, which is
+ * there once it is whole; -s stays until it is killed.
  *
  * An outcome is an errno, 0 for success; -N means that signal N ended the attempt. Every attempt
  * is made with arguments that do no harm where it is allowed.
