@@ -246,7 +246,9 @@ class ImageStore:
                 async with self._lanes:
                     await self._unpack(source, diff_id, layer, tell)
 
-        await self._flights.run(diff_id, work, origin=source.origin, report=report)
+        # More than once only if the flight that was joined was one that removed the layer.
+        while not self._layers.has(diff_id) or diff_id in self._flights:
+            await self._flights.run(diff_id, work, origin=source.origin, report=report)
         report(layer.size, layer.size)
 
     async def _unpack(

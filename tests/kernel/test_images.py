@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import subprocess
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -466,6 +467,31 @@ async def test_what_is_being_pulled_is_not_pruned(world: World, server: Server, 
         )
     assert pruned and all(one.images == one.layers == () for one in pruned)
     assert (await world.images.ensure(shelf.name, pull="never")).digest == two.digest
+
+
+async def test_an_image_that_is_wanted_while_it_is_removed_is_whole_in_the_end(
+    world: World, server: Server, two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf = Shelf(server, two.layout)
+    image = await world.images.ensure(shelf.name)
+    world.images._handed_over.clear()
+    begun = trio.Event()
+    token = trio.lowlevel.current_trio_token()
+    remove = world.layers.remove
+
+    def slowly(diff_id: str) -> None:
+        token.run_sync_soon(begun.set)
+        time.sleep(0.1)
+        remove(diff_id)
+
+    monkeypatch.setattr(world.layers, "remove", slowly)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.images.remove, shelf.name)
+        await begun.wait()
+        await world.images.ensure(shelf.name)
+    assert all(world.layers.has(diff_id) for diff_id in image.diff_ids)
+    assert world.images.find(shelf.name) == image
+    assert (world.root / "blobs/sha256" / image.config_digest[7:]).exists()
 
 
 async def test_a_name_goes_first_and_the_image_with_its_last_name(
