@@ -18,6 +18,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "keeper_streams.h"
@@ -113,22 +114,45 @@ static void hold_lock(void) {
         give_up("lock");
 }
 
-/* Reads what A and B say until exec, or the end of both, closes the pipe. */
-static int hear(int fd, struct notice *failed) {
+/* Only a child of ours is believed: in a shared pid namespace the init's end of the pipe can be had
+ * by another container of the task, and the agent sends signals to that pid. */
+static int is_child(int pid) {
+    siginfo_t info;
+    return pid > 0 && waitid(P_PID, (id_t)pid, &info, WEXITED | WNOHANG | WNOWAIT) == 0;
+}
+
+static int64_t monotonic_ms(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+static int is_readable(int fd, int64_t until) {
+    struct pollfd polled = {fd, POLLIN, 0};
+    int64_t left = until - monotonic_ms();
+    return left > 0 && poll(&polled, 1, (int)left) != 0;
+}
+
+/* Reads what A and B say until exec, or the end of both, closes the pipe; returns B's pid. B is a
+ * process of the task, whose others may stop it: a start that takes too long is killed. */
+static int hear(int fd, int a, struct notice *failed) {
+    int64_t until = monotonic_ms() + START_TIMEOUT_MS;
     struct notice notice;
     int pid = 0;
     *failed = (struct notice){0};
-    for (;;) {
-        ssize_t size = read(fd, &notice, sizeof notice);
-        if (size < 0 && errno == EINTR)
-            continue;
-        if (size != sizeof notice)
+    while (is_readable(fd, until)) {
+        if (read(fd, &notice, sizeof notice) != sizeof notice)
             return pid;
-        if (notice.kind == NOTICE_PID)
+        if (notice.kind == NOTICE_PID && !pid && is_child(notice.value))
             pid = notice.value;
         if (notice.kind == NOTICE_FAILED && !failed->value)
             *failed = notice;
     }
+    *failed = (struct notice){NOTICE_FAILED, NO_FD, ETIMEDOUT};
+    kill(a, SIGKILL);
+    if (pid)
+        kill(pid, SIGKILL);
+    return pid;
 }
 
 static int receive_descriptor(int socket) {
@@ -167,7 +191,7 @@ static int start(struct streams *streams, int *init) {
         child_run(&program, &fds);
     close(notice[1]);
     struct notice failed;
-    *init = hear(notice[0], &failed);
+    *init = hear(notice[0], a, &failed);
     close(notice[0]);
     waitpid(a, NULL, 0);
     if (failed.value || !*init) {

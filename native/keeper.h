@@ -74,9 +74,13 @@ enum { STDIO_KEEP_STDIN = 1, STDIO_TERMINAL = 2 };
 enum { ON_FULL_WAIT = 0, ON_FULL_DROP_NEW = 1, ON_FULL_DROP_OLDEST = 2 };
 enum { STREAM_STDOUT = 1, STREAM_STDERR = 2, STREAM_TERMINAL = 3, STREAM_KEEPER = 255 };
 
-#define MAX_RECORDS 1024
+/* Some hosts have thousands of processors, and each can have a directory to mask. */
+#define MAX_RECORDS 16384
 #define MAX_PROGRAM (4u << 20)
 #define MAX_LIST 65536
+#ifndef START_TIMEOUT_MS /* tests have less patience */
+#define START_TIMEOUT_MS 30000
+#endif
 
 /* A list of NUL-terminated strings inside the program. */
 struct list {
