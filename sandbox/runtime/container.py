@@ -8,6 +8,7 @@ Docker's defaults are Fargate's where AWS says nothing.
 
 from __future__ import annotations
 
+import os
 import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ _DEV_LINKS: Final = (
     ("/proc/self/fd/2", "dev/stderr"),
     ("pts/ptmx", "dev/ptmx"),
 )
+_PROCESSORS: Final = os.sysconf("SC_NPROCESSORS_CONF")
 # What Docker's engine hides: they tell of the host or of others, or are a way to harm them.
 _MASKED: Final = (
     "proc/acpi",
@@ -67,7 +69,7 @@ _MASKED: Final = (
     "proc/timer_stats",
     "sys/firmware",
     "sys/devices/virtual/powercap",
-    *(f"sys/devices/system/cpu/cpu{n}/thermal_throttle" for n in range(8)),
+    *(f"sys/devices/system/cpu/cpu{n}/thermal_throttle" for n in range(_PROCESSORS)),
 )
 _READ_ONLY: Final = ("proc/bus", "proc/fs", "proc/irq", "proc/sys", "proc/sysrq-trigger")
 _LIMITS: Final = {
