@@ -195,9 +195,9 @@ class FakeTasks:
         streams: Streams,
         started: Callable[[str], None] | None = None,
     ) -> int:
-        self.find(task)
         verb, *words = request.command
         try:
+            self.find(task)
             if verb == "missing":
                 raise TaskFailed(f"exec: {verb}: executable file not found in $PATH", 127)
             if started is not None:
