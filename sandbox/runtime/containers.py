@@ -54,6 +54,8 @@ class Containers:
         self._streams = streams
         self._changed = changed
         self._keepers: dict[str, Keeper] = {}
+        self._fences: list[int] = []
+        """Locks that keep keepers of before from starting late."""
         self._execs: dict[str, Keeper] = {}
         self._oom_kills: dict[str, int] = {}
         self.may_restart = True
@@ -99,7 +101,7 @@ class Containers:
     async def find(self, container: ContainerKnown) -> None:
         """After an agent that died: attend to it again, or learn how it ended."""
         directory = self._node.container_dir(self._record.known.id, container.name)
-        found = keepers.find(directory / f"run.{container.attempt}")
+        found = await keepers.find(directory / f"run.{container.attempt}", self._fences)
         if isinstance(found, Keeper):
             if self._scene.slot is None and (held := found.namespaces()) is not None:
                 self._scene.slot = Slot(*held, self._scene.task.id_base)

@@ -29,6 +29,9 @@ from sandbox.model.task import KeeperIdentity
 
 _REPORT: Final = struct.Struct("<IIiIQQ")
 _STARTED, _FAILED, _ENDED = 1, 2, 3
+_START_S: Final = 31.0
+"""A keeper gives its start up after 30 s by itself."""
+_LOOK_S: Final = 0.002
 _DRAIN_S: Final = 10.0
 """How long a keeper that was told to forget its clients may take to sync its log."""
 _ALL_SIGNALS: Final = [s for s in signal.Signals if s not in (signal.SIGKILL, signal.SIGSTOP)]
@@ -187,10 +190,10 @@ class Keeper:
         """How the container's first process ended. May be called again after a cancellation."""
         if self._report is not None:
             return await self._hear_end(self._report)
-        if self._init is not None:
-            await trio.lowlevel.wait_readable(self._init)
+        if self._init is not None and self._process is not None:
+            await _either_ends(self._init, self._process)
         while (end := read_exit(self.status_dir)) is None and self._is_alive():
-            await trio.sleep(0.002)  # between the death of the process and the keeper's rename
+            await trio.sleep(_LOOK_S)  # between the death of the process and the keeper's rename
         return end or read_exit(self.status_dir) or Lost()
 
     async def _hear_end(self, report: int) -> Ended | Failed | Lost:
@@ -242,6 +245,17 @@ class Keeper:
             if fd is not None:
                 os.close(fd)
         self._report = self._process = self._init = None
+
+
+async def _either_ends(*pidfds: int) -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def wait(pidfd: int) -> None:
+            await trio.lowlevel.wait_readable(pidfd)
+            nursery.cancel_scope.cancel()
+
+        for pidfd in pidfds:
+            nursery.start_soon(wait, pidfd)
 
 
 def _send(pidfd: int, number: int) -> None:
@@ -328,31 +342,31 @@ def read_exit(status_dir: Path) -> Ended | Failed | None:
     return Failed(record=int(record), errno=int(value), at=at)
 
 
-def find(status_dir: Path) -> Keeper | Ended | Failed | Lost:
-    """What became of a keeper that an earlier agent started.
+async def find(status_dir: Path, fences: list[int]) -> Keeper | Ended | Failed | Lost:
+    """What became of a keeper that an earlier agent started; one that is starting is waited for.
 
-    A Lost one can never start late: its lock is taken here and kept until this process ends.
+    The lock of one that is gone is taken and put into `fences`. Until the caller closes it, no
+    keeper can start there, not even one that was spawned and has not run yet.
     """
-    if (end := read_exit(status_dir)) is not None:
-        return end
-    if _take_lock(status_dir):
-        return read_exit(status_dir) or Lost()
     try:
-        return Keeper(status_dir, _read_identity(status_dir), None)
-    except (OSError, ValueError, KeyError):
-        return Lost()
-
-
-def _take_lock(status_dir: Path) -> bool:
-    try:
-        fd = os.open(status_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with trio.move_on_after(_START_S):
+            while not _take_lock(status_dir, fences):
+                if (identity := _read_identity(status_dir)) is not None:
+                    return Keeper(status_dir, identity, None)
+                await trio.sleep(_LOOK_S)
     except FileNotFoundError:
-        return True
+        return Lost()
+    return read_exit(status_dir) or Lost()
+
+
+def _take_lock(status_dir: Path, fences: list[int]) -> bool:
+    fd = os.open(status_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
         return False
+    fences.append(fd)
     return True
 
 
@@ -361,9 +375,13 @@ def _read_pid_file(status_dir: Path) -> dict[str, list[int]]:
     return {word: [int(n) for n in numbers] for word, *numbers in map(str.split, lines)}
 
 
-def _read_identity(status_dir: Path) -> KeeperIdentity:
-    facts = _read_pid_file(status_dir)
-    (pid, started), (init_pid, init_started) = facts["keeper"], facts["init"]
+def _read_identity(status_dir: Path) -> KeeperIdentity | None:
+    """None until its container has started."""
+    try:
+        facts = _read_pid_file(status_dir)
+        (pid, started), (init_pid, init_started) = facts["keeper"], facts["init"]
+    except (OSError, ValueError, KeyError):
+        return None
     return KeeperIdentity(
         pid=pid, start_time=started, init_pid=init_pid, init_start_time=init_started
     )

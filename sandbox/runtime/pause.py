@@ -32,8 +32,20 @@ _ROOT_BYTES: Final = 4096
 
 async def enter(node: Node, task: str, slot: Slot) -> Keeper:
     """Make the task's pid namespace, or find the one that an earlier agent made."""
-    found = keepers.find(_status_dir(node, task))
-    return found if isinstance(found, Keeper) else await _start(node, task, slot)
+    found = await _find(node, task)
+    return found or await _start(node, task, slot)
+
+
+async def _find(node: Node, task: str) -> Keeper | None:
+    """What is there without a living keeper goes."""
+    status_dir, fences = _status_dir(node, task), list[int]()
+    found = await keepers.find(status_dir, fences)
+    if isinstance(found, Keeper):
+        return found
+    await trio.to_thread.run_sync(shutil.rmtree, status_dir, True)
+    for fence in fences:  # one that was spawned and comes now finds no place for its lock
+        os.close(fence)
+    return None
 
 
 async def _start(node: Node, task: str, slot: Slot) -> Keeper:
@@ -73,14 +85,11 @@ async def leave(node: Node, task: str, keeper: Keeper | None) -> None:
     if cgroup is not None:
         cgroup.kill()
         cgroup.close()
-    status_dir = _status_dir(node, task)
-    if keeper is None and status_dir.exists():
-        found = keepers.find(status_dir)
-        keeper = found if isinstance(found, Keeper) else None
+    keeper = keeper or await _find(node, task)
     if keeper is not None:
         await keeper.see_out()
         keeper.close()
-    await trio.to_thread.run_sync(shutil.rmtree, status_dir, True)
+        await trio.to_thread.run_sync(shutil.rmtree, _status_dir(node, task), True)
 
 
 def _status_dir(node: Node, task: str) -> Path:
