@@ -49,6 +49,7 @@ async def running(agent: FakeAgent) -> str:
         while True:
             for view in agent.tasks.list():
                 if view.known.last_status.name == "RUNNING":
+                    await trio.sleep(0.2)  # until the command knows it too
                     return str(view.id)
             await trio.sleep(0.01)
 
