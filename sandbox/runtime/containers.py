@@ -31,8 +31,7 @@ from sandbox.runtime.record import Record
 from sandbox.runtime.steps import ContainerScene, Scene
 
 DEFAULT_STOP_TIMEOUT_S: Final = 30
-_DRAIN_S: Final = 10.0
-"""How long a keeper that was told to forget its clients may take to sync its log."""
+_PAUSE_S: Final = 0.01
 _OOM_REASON: Final = "OutOfMemoryError: Container killed due to memory usage"
 _LOST_REASON: Final = "ContainerRuntimeError: the keeper was killed, how it ended is unknown"
 
@@ -127,6 +126,7 @@ class Containers:
                 end = await keeper.wait()
                 nursery.cancel_scope.cancel()
         await self._after_end(name, end, keeper)
+        self._record.save()
         self._changed()
 
     def _hear(self, name: str) -> Callable[[health.Verdict], Awaitable[None]]:
@@ -198,16 +198,18 @@ class Containers:
 
     async def _restart(self, name: str, keeper: Keeper | None) -> None:
         """The same writable layer, a new program, its log beside that of the start before."""
-        self.kill(name)
         if keeper is not None:
             await keeper.wait_gone()
             del self._keepers[name]
             keeper.close()
         definition, known = self._scene.definition(name), self._record.container(name)
         try:
+            await steps.remove_cgroup(self._scene, name)
             await self._set_again(definition)
         except SandboxError as error:
             self._record.note(name, reason=f"CannotStartContainerError: {error}")
+            return
+        if self._record.is_stopping or not self.may_restart:
             return
         self._record.note(
             name,
@@ -227,13 +229,15 @@ class Containers:
             image = self._stored_image(definition.name)
             self._scene.containers[definition.name] = ContainerScene(image=image, limits=limits)
         if self._scene.interface is None:
-            await steps.perform(self._scene, steps.NETWORK)
+            await steps.perform(self._scene, steps.NETWORK + steps.PIDS)
         await steps.make_root(self._scene, definition)
 
     # Stopping -------------------------------------------------------------------------------
 
     async def stop(self, name: str) -> None:
         """The image's stop signal, then after stopTimeout everything is killed."""
+        while name in self._record.restarting:
+            await trio.sleep(_PAUSE_S)
         keeper = self._keepers.get(name)
         if keeper is not None and keeper.signal(self._config(name).stop_signal):
             await trio.sleep(self._scene.definition(name).stop_timeout or DEFAULT_STOP_TIMEOUT_S)
@@ -249,7 +253,12 @@ class Containers:
     async def leave(self, *, patient: bool) -> None:
         """See the keepers out. A patient one waits for clients that read what is left to read."""
         for keeper in self._keepers.values():
-            await _see_out(keeper, patience_s=float("inf") if patient else 0)
+            await keeper.see_out(patience_s=float("inf") if patient else 0)
+        self.forget()
+
+    def forget(self) -> None:
+        """Close what this agent holds of them; they run on."""
+        for keeper in self._keepers.values():
             keeper.close()
         self._keepers.clear()
         for streams in self._streams.values():
@@ -310,18 +319,6 @@ class Containers:
             self._keepers[name],
             interface.hostname if interface else task.id[:12],
         )
-
-
-async def _see_out(keeper: Keeper, *, patience_s: float) -> None:
-    with trio.move_on_after(patience_s):
-        await keeper.wait_gone()
-        return
-    keeper.detach()
-    with trio.move_on_after(_DRAIN_S):
-        await keeper.wait_gone()
-        return
-    keeper.kill()
-    await keeper.wait_gone()
 
 
 def close_streams(streams: Streams | None) -> None:

@@ -29,7 +29,11 @@ class Record:
         return next(c for c in self.known.containers if c.name == name)
 
     def live(self) -> list[str]:
-        return [c.name for c in self.known.containers if c.last_status == "RUNNING"]
+        return [
+            c.name
+            for c in self.known.containers
+            if c.last_status == "RUNNING" or c.name in self.restarting
+        ]
 
     @property
     def is_stopping(self) -> bool:

@@ -15,7 +15,6 @@ without a row is swept. Undoing goes on after an error and raises all of them to
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 from collections.abc import Awaitable, Callable
@@ -53,6 +52,13 @@ class ContainerScene:
     """A detached mount, until the container has it."""
     user: Identity = field(default_factory=Identity)
 
+    def forget(self) -> None:
+        if self.root is not None:
+            os.close(self.root)
+        if self.cgroup is not None:
+            self.cgroup.close()
+        self.root = self.cgroup = None
+
 
 @dataclass(kw_only=True)
 class Scene:
@@ -62,7 +68,6 @@ class Scene:
     task: TaskDesired
     slot: Slot | None = None
     interface: Interface | None = None
-    cgroup: Cgroup | None = None
     pidns: int | None = None
     """The pid namespace that the containers share, with pidMode task."""
     pause: Keeper | None = None
@@ -72,6 +77,18 @@ class Scene:
 
     def definition(self, name: str) -> ContainerDefinition:
         return next(c for c in self.task.definition.container_definitions if c.name == name)
+
+    def forget(self) -> None:
+        """Close what this agent holds of it; what was made stays."""
+        if self.slot is not None:
+            self.slot.close()
+        if self.pause is not None:
+            self.pause.close()
+        if self.pidns is not None:
+            os.close(self.pidns)
+        self.slot = self.pause = self.pidns = None
+        for made in self.containers.values():
+            made.forget()
 
 
 @dataclass(frozen=True)
@@ -132,12 +149,14 @@ async def _empty_directory(scene: Scene) -> None:
 
 async def _make_cgroup(scene: Scene) -> None:
     name = names.task_cgroup(scene.task.id)
-    scene.cgroup = scene.node.tree.create(name, task_limits(scene.task.definition))
+    scene.node.tree.create(name, task_limits(scene.task.definition)).close()
 
 
 async def _remove_cgroup(scene: Scene) -> None:
-    cgroup = scene.cgroup or scene.node.tree.find(names.task_cgroup(scene.task.id))
-    scene.cgroup = None
+    await _remove(scene.node.tree.find(names.task_cgroup(scene.task.id)))
+
+
+async def _remove(cgroup: Cgroup | None) -> None:
     if cgroup is None:
         return
     cgroup.kill()
@@ -243,15 +262,22 @@ async def make_root(scene: Scene, definition: ContainerDefinition) -> None:
         )
 
 
+async def remove_cgroup(scene: Scene, container: str) -> None:
+    """Kill what a container left, and let its cgroup go before it is started once more.
+
+    Since Linux 6.14 a process that is cloned from elsewhere into a cgroup that was ever killed is
+    killed at once: the kernel compares the kill counters of two different cgroups.
+    """
+    made = scene.containers.get(container)
+    if made is not None and made.cgroup is not None:
+        made.cgroup.close()
+        made.cgroup = None
+    await _remove(scene.node.tree.find(names.container_cgroup(scene.task.id, container)))
+
+
 async def _drop_roots(scene: Scene) -> None:
     for made in scene.containers.values():
-        if made.root is not None:
-            with contextlib.suppress(OSError):
-                os.close(made.root)
-            made.root = None
-        if made.cgroup is not None:
-            made.cgroup.close()
-            made.cgroup = None
+        made.forget()
 
 
 NETWORK = (Step("network", _attach_network, _detach_network),)

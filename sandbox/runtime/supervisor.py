@@ -86,6 +86,11 @@ class Supervisor:
             await self._end(await self._live())
             self.containers.nursery.cancel_scope.cancel()
 
+    def forget(self) -> None:
+        """After `run`: close whatever a cancelled one still holds."""
+        self.containers.forget()
+        self.scene.forget()
+
     async def _live(self) -> EndCause:
         """Until there is a cause to stop; failing to start is one."""
         causes: list[EndCause] = []
@@ -165,7 +170,8 @@ class Supervisor:
     async def _start_what_may(self) -> None:
         definition = self._desired.definition
         for container in definition.container_definitions:
-            if self.record.container(container.name).last_status != "PENDING":
+            known = self.record.container(container.name)
+            if known.last_status != "PENDING" or known.name in self.record.restarting:
                 continue
             verdict = ordering.may_start(definition, container.name, self.record.facts())
             if isinstance(verdict, ordering.Never):

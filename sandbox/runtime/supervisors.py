@@ -94,12 +94,14 @@ class Supervisors:
                 supervisor = self._again(supervisor)
             await self._give_up(supervisor)
         finally:
+            supervisor.forget()
             self._live.pop(task, None)
 
     def _again(self, supervisor: Supervisor) -> Supervisor:
         desired, known = self._rows(supervisor.record.known.id)
         again = Supervisor(self._node, desired, known or supervisor.record.known, None)
-        again.scene.slot = supervisor.scene.slot
+        again.scene.slot, supervisor.scene.slot = supervisor.scene.slot, None
+        supervisor.forget()
         self._live[again.record.known.id] = again
         return again
 

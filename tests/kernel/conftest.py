@@ -16,6 +16,7 @@ import pytest
 import trio
 
 from sandbox.agent import Agent, open_agent
+from sandbox.model import fargate
 from sandbox.model.request import RunRequest
 from sandbox.model.task import ContainerDefinition, ContainerKnown, TaskDefinition, TaskView
 from tests.conftest import Registry
@@ -48,6 +49,24 @@ def state_dir(tmp_path: Path) -> Path:
 async def agent(state_dir: Path, tmp_path: Path) -> AsyncIterator[Agent]:
     async with open_agent(state_dir, tmp_path / "run", {"warm_slots": 1}, resident=True) as running:
         yield running
+        await end_all(running)
+
+
+async def end_all(agent: Agent) -> None:
+    """What a failed test left running would run on without an agent."""
+    for view in agent.tasks.list():
+        supervisor = agent.supervisors.get(view.id)
+        if supervisor is not None:
+            await agent.tasks.stop(view.id)
+            for container in view.known.containers:
+                supervisor.containers.kill(container.name)
+            await finish(agent, view.id)
+
+
+@pytest.fixture
+def any_period(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is refused: ECS's least periods would make some tests last for minutes."""
+    monkeypatch.setattr(fargate, "accept", lambda definition, version: definition)
 
 
 @dataclass(frozen=True)
