@@ -187,6 +187,6 @@ def stats(context: click.Context, /, tasks: Sequence[str], as_json: bool) -> Non
             str(each.pids),
         )
         for one in found
-        for each in (one.containers if len(one.containers) == 1 else (one.total, *one.containers))
+        for each in (one.total, *one.containers)
     ]
     print_table(("TASK", "CONTAINER", "CPU", "THROTTLED", "MEMORY", "PEAK", "OOM", "PIDS"), rows)

@@ -295,7 +295,7 @@ class Tasks:
     async def stats(self, task: str) -> TaskStats:
         """Read now, from the cgroups; InvalidParameterException when the task has none any more."""
         view = self.describe(task)
-        total = self._counters(names.task_cgroup(view.id), view.desired.definition.family)
+        total = self._counters(names.task_cgroup(view.id), "(task)")
         if total is None:
             raise InvalidParameterException(f"task {view.id} is not running")
         containers = (
