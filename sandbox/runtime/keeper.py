@@ -16,6 +16,8 @@ import os
 import signal
 import struct
 import termios
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -86,7 +88,7 @@ def start_time(pid: int) -> int | None:
     return int(text[text.rindex(b")") + 2 :].split()[19])
 
 
-def _open_process(pid: int, started: int) -> int | None:
+def open_process(pid: int, started: int) -> int | None:
     """A pidfd, if that process is still the one that was meant."""
     try:
         fd = os.pidfd_open(pid)
@@ -124,8 +126,8 @@ class Keeper:
         self.status_dir = status_dir
         self.identity = identity
         self._report = report
-        self._process = _open_process(identity.pid, identity.start_time)
-        self._init = _open_process(identity.init_pid, identity.init_start_time)
+        self._process = open_process(identity.pid, identity.start_time)
+        self._init = open_process(identity.init_pid, identity.init_start_time)
 
     def signal(self, number: int) -> bool:
         """Send a signal to the container's first process; False when it has ended."""
@@ -271,13 +273,20 @@ def _is_zombie(pid: int) -> bool:
     return text[text.rindex(b")") + 2 :][:1] == b"Z"
 
 
-async def start(program: Program, *, binary: Path, status_dir: Path) -> Keeper:
+async def start(
+    program: Program,
+    *,
+    binary: Path,
+    status_dir: Path,
+    spawned: Callable[[], None] = lambda: None,
+) -> Keeper:
     """Start a container; returns once its program runs. `status_dir` is made and must be new.
 
     Raises StartFailed naming the record. A cancelled caller leaves the keeper running: find it.
     """
     with trio.CancelScope(shield=True):
         pid, report = _launch(program, binary, status_dir)
+        spawned()
         kind, record, value, started = await _first_report(report)
         if kind == _STARTED:
             identity = KeeperIdentity(
@@ -368,6 +377,19 @@ def _take_lock(status_dir: Path, fences: list[int]) -> bool:
         return False
     fences.append(fd)
     return True
+
+
+def has_begun(status_dir: Path) -> bool:
+    """Whether a container was ever started there."""
+    return _read_identity(status_dir) is not None or read_exit(status_dir) is not None
+
+
+def began_at(status_dir: Path) -> float:
+    """When the keeper wrote down that its container runs; now, if it did not."""
+    try:
+        return (status_dir / "pid").stat().st_mtime
+    except OSError:
+        return time.time()
 
 
 def _read_pid_file(status_dir: Path) -> dict[str, list[int]]:

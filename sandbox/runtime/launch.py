@@ -33,7 +33,12 @@ async def start(
             streams=streams,
         )
         directory = node.container_dir(scene.task.id, definition.name) / f"run.{attempt}"
-        return await keepers.start(program, binary=node.keeper, status_dir=directory)
+        return await keepers.start(
+            program,
+            binary=node.keeper,
+            status_dir=directory,
+            spawned=lambda: node.failpoints.reach("keeper.spawned"),
+        )
 
 
 def _place(

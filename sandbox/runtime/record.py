@@ -13,14 +13,16 @@ from typing import Any
 import msgspec
 
 from sandbox.model.task import ContainerKnown, TaskKnown
+from sandbox.runtime.node import Failpoints
 from sandbox.runtime.ordering import Facts
 from sandbox.store import rows
 from sandbox.store.base import Store
 
 
 class Record:
-    def __init__(self, store: Store, known: TaskKnown) -> None:
+    def __init__(self, store: Store, known: TaskKnown, failpoints: Failpoints) -> None:
         self._store = store
+        self._failpoints = failpoints
         self.known = known
         self.restarting: set[str] = set()
         """Containers that ended and are about to be started again: not ended for good."""
@@ -56,6 +58,7 @@ class Record:
         """Not waited for: whoever reads the store sees the changes in order, a moment later."""
         self.change(**changes)
         self._store.post({rows.known_key(self.known.id): self.known})
+        self._failpoints.reach(f"known.{self.known.last_status.name.lower()}")
 
     def save_event(self, version: int, **changes: Any) -> None:
         """A change that raises an event: each has a higher version than the one before."""

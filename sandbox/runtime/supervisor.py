@@ -38,6 +38,7 @@ from sandbox.store import rows
 _PULSE_S: Final = 1.0
 """How often time-outs are looked at when nothing happens."""
 _RESTARTED: Final = "ResourceInitializationError: the agent was restarted"
+_GIVEN_UP: Final = "the task's supervisor kept failing"
 
 
 class Handover(msgspec.Struct, kw_only=True):
@@ -50,15 +51,24 @@ class Handover(msgspec.Struct, kw_only=True):
 
 class Supervisor:
     def __init__(
-        self, node: Node, desired: TaskDesired, known: TaskKnown | None, handover: Handover | None
+        self,
+        node: Node,
+        desired: TaskDesired,
+        known: TaskKnown | None,
+        handover: Handover | None,
+        *,
+        interrupted: str = _RESTARTED,
     ) -> None:
+        """`interrupted`: why a task that is not yet RUNNING and has no handover is undone."""
         self._node = node
+        self._interrupted = interrupted
         self._desired = desired
         self._is_wanted = desired.desired_status == "RUNNING"
         self._is_fresh = known is None and handover is not None
         self._changed = trio.Event()
         self._preparing: trio.CancelScope | None = None
-        self.record = Record(node.store, known or rows.not_yet_known(desired))
+        known = known or rows.not_yet_known(desired)
+        self.record = Record(node.store, known, node.failpoints)
         self.scene = Scene(
             node=node,
             task=desired,
@@ -97,6 +107,8 @@ class Supervisor:
         try:
             return await (self._begin() if self._is_fresh else self._resume())
         except* SandboxError as group:
+            if self.record.known.last_status >= Status.RUNNING:
+                raise  # it runs: looking after it is tried again
             causes.append(_startup_failure(_first(group)))
         return causes[0]
 
@@ -224,12 +236,27 @@ class Supervisor:
             nursery.cancel_scope.cancel()
 
     async def _undo(self) -> None:
-        try:
-            await steps.undo(self.scene, steps.EVERYTHING)
-        except ExceptionGroup as group:
-            errors = [str(error) for error in group.exceptions]
-            self._node.log.error("undo", task=self._desired.id, errors=errors)
+        await steps.undo(self.scene, steps.EVERYTHING)
+        # Only now: what failed to be undone may still have its ids.
         self._node.ranges.release(self._desired.id_base)
+
+    async def give_up(self) -> None:
+        """The last resort, when `run` keeps failing: undone as far as it goes, and recorded."""
+        known = self.record.known
+        try:
+            await self._undo()
+        except ExceptionGroup as group:
+            self._node.log.error("not undone", task=known.id, error=repr(group))
+        for name in self.record.live():
+            self.record.note(name, last_status="STOPPED", reason=_GIVEN_UP, finished_at=time.time())
+        self.record.save_event(
+            6,
+            last_status=Status.STOPPED,
+            stop_code=known.stop_code or StopCode.INFRASTRUCTURE_HEALTH,
+            stopped_reason=known.stopped_reason or _GIVEN_UP,
+            stopped_at=time.time(),
+        )
+        await self.record.settle()
 
 
 def _startup_failure(error: SandboxError) -> EndCause:

@@ -10,19 +10,16 @@ the loss of the store ends the agent.
 
 from __future__ import annotations
 
-import shutil
-import time
 from typing import Final
 
 import msgspec
 import trio
 
 from sandbox.errors import SandboxError, StoreError
-from sandbox.model.task import Status, StopCode, TaskDesired, TaskKnown
-from sandbox.runtime import steps
+from sandbox.kernel.trees import remove_tree
+from sandbox.model.task import Status, TaskDesired, TaskKnown
 from sandbox.runtime.containers import close_streams
 from sandbox.runtime.node import Node
-from sandbox.runtime.steps import Scene
 from sandbox.runtime.supervisor import Handover, Supervisor
 from sandbox.store import rows
 
@@ -57,13 +54,17 @@ class Supervisors:
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled; ready once everything from before was taken over."""
-        async with trio.open_nursery() as self._nursery:
-            after = self._node.store.revision
-            await self._recover()
-            task_status.started()
-            async for change in self._node.store.watch(rows.TASKS, after):
-                if change.key.endswith("/desired") and change.value is not None:
-                    self._desire(msgspec.json.decode(change.value, type=TaskDesired))
+        try:
+            async with trio.open_nursery() as self._nursery:
+                after = self._node.store.revision
+                await self._recover()
+                task_status.started()
+                async for change in self._node.store.watch(rows.TASKS, after):
+                    if change.key.endswith("/desired") and change.value is not None:
+                        self._desire(msgspec.json.decode(change.value, type=TaskDesired))
+        finally:
+            for task in list(self._handovers):  # accepted, and left to the next agent to undo
+                self.take_back(task)
 
     def _desire(self, desired: TaskDesired) -> None:
         supervisor = self._live.get(desired.id)
@@ -91,15 +92,18 @@ class Supervisors:
                 except* Exception as group:
                     self._node.log.exception("supervisor failed", task=task, error=repr(group))
                     await trio.sleep(2**attempt * 0.05)
-                supervisor = self._again(supervisor)
-            await self._give_up(supervisor)
+                    reason = f"ResourceInitializationError: {_first(group)}"
+                supervisor = self._again(supervisor, reason)
+            await supervisor.give_up()
         finally:
             supervisor.forget()
             self._live.pop(task, None)
 
-    def _again(self, supervisor: Supervisor) -> Supervisor:
-        desired, known = self._rows(supervisor.record.known.id)
-        again = Supervisor(self._node, desired, known or supervisor.record.known, None)
+    def _again(self, supervisor: Supervisor, reason: str) -> Supervisor:
+        """Another one that takes over from it, as after an agent that died."""
+        known = supervisor.record.known  # at least as new as what is in the store
+        desired, _ = self._rows(known.id)
+        again = Supervisor(self._node, desired, known, None, interrupted=reason)
         again.scene.slot, supervisor.scene.slot = supervisor.scene.slot, None
         supervisor.forget()
         self._live[again.record.known.id] = again
@@ -110,22 +114,6 @@ class Supervisors:
         assert desired is not None  # control removes it only after STOPPED
         return desired.value, rows.known(self._node.store, task)
 
-    async def _give_up(self, supervisor: Supervisor) -> None:
-        """The last resort: undone by its names, and recorded."""
-        try:
-            await steps.undo(Scene(node=self._node, task=supervisor.scene.task), steps.EVERYTHING)
-        except ExceptionGroup as group:
-            self._node.log.error("give up", task=supervisor.record.known.id, error=repr(group))
-        known = msgspec.structs.replace(
-            supervisor.record.known,
-            last_status=Status.STOPPED,
-            stop_code=supervisor.record.known.stop_code or StopCode.INFRASTRUCTURE_HEALTH,
-            stopped_reason=supervisor.record.known.stopped_reason
-            or "the task's supervisor kept failing",
-            stopped_at=time.time(),
-        )
-        await self._node.store.txn({rows.known_key(known.id): known}, durable=False)
-
     # After an agent that ended or died ------------------------------------------------------
 
     async def _recover(self) -> None:
@@ -135,7 +123,7 @@ class Supervisors:
             if known is None or known.last_status is not Status.STOPPED:
                 self._start(desired, known, None)
         await self._sweep_cgroups(set(self._live))
-        self._sweep_directories(set(tasks))
+        await self._sweep_directories(set(tasks))
 
     async def _sweep_cgroups(self, live: set[str]) -> None:
         for name in self._node.tree.names():
@@ -154,8 +142,17 @@ class Supervisors:
             finally:
                 cgroup.close()
 
-    def _sweep_directories(self, known: set[str]) -> None:
+    async def _sweep_directories(self, known: set[str]) -> None:
         for directory in self._node.tasks_dir.iterdir():
-            if directory.name not in known:
-                shutil.rmtree(directory, ignore_errors=True)
+            if directory.name in known:
+                continue
+            try:
+                await trio.to_thread.run_sync(remove_tree, directory)
                 self._node.log.info("swept", directory=str(directory))
+            except SandboxError as error:
+                self._node.log.error("sweep", directory=str(directory), error=str(error))
+
+
+def _first(group: BaseExceptionGroup[Exception]) -> Exception:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
