@@ -48,7 +48,7 @@ class Target:
         keeper: Keeper,
         hostname: str,
     ) -> None:
-        self._node = node
+        self.node = node
         self._task = task
         self._id_base = id_base
         self._definition = definition
@@ -61,16 +61,16 @@ class Target:
     ) -> Keeper:
         """Raises TaskFailed with a shell's exit code when the command cannot be started."""
         pidfd = self._keeper.init_pidfd
-        cgroup = self._node.tree.find(names.container_cgroup(self._task, self._definition.name))
+        cgroup = self.node.tree.find(names.container_cgroup(self._task, self._definition.name))
         if pidfd is None or cgroup is None:
             raise InvalidParameterException(f"container {self._definition.name} is not running")
         try:
             user = self._identity(request)
             variables = container_environment(
-                self._definition, self._config, self._hostname, self._node.place.region, user.home
+                self._definition, self._config, self._hostname, self.node.place.region, user.home
             )
             definition_limits = choose_limits(
-                self._definition.ulimits, may_raise=self._node.may_raise_limits
+                self._definition.ulimits, may_raise=self.node.may_raise_limits
             )
             program = compile_exec(
                 pidfd=pidfd,
@@ -86,7 +86,7 @@ class Target:
                 terminal=request.terminal,
                 streams=streams,
             )
-            return await keepers.start(program, binary=self._node.keeper, status_dir=status_dir)
+            return await keepers.start(program, binary=self.node.keeper, status_dir=status_dir)
         except StartFailed as error:
             raise _refused(error, request.command[0]) from None
         finally:
@@ -107,7 +107,7 @@ class Target:
             ) from None
         try:
             wanted = request.user if request.user is not None else own
-            user = self._node.roots.resolve_user(root, wanted)
+            user = self.node.roots.resolve_user(root, wanted)
         finally:
             os.close(root)
         return Identity(uid=user.uid, gid=user.gid, groups=user.groups, home=user.home)
@@ -115,7 +115,7 @@ class Target:
     def exec_dir(self) -> tuple[str, Path]:
         """A new id and the status directory for it."""
         exec_id = secrets.token_hex(8)
-        directory = self._node.container_dir(self._task, self._definition.name)
+        directory = self.node.container_dir(self._task, self._definition.name)
         return exec_id, directory / f"exec.{exec_id}"
 
 
@@ -128,8 +128,11 @@ async def run(
 ) -> int:
     """The exit code. `running` has the exec's keeper while it runs, by the exec's id."""
     exec_id, status_dir = target.exec_dir()
+    reach = target.node.failpoints.reach
     try:
+        reach("exec.do")
         keeper = await target.start(request, streams, status_dir)
+        reach("exec.done")
         running[exec_id] = keeper
         if started is not None:
             started(exec_id)
@@ -138,7 +141,9 @@ async def run(
             await keeper.wait_gone()
         finally:
             del running[exec_id]
+            reach("exec.undo")
             await leave(keeper)
+            reach("exec.undone")
         return end.exit_code if isinstance(end, Ended) else 137
     finally:
         await discard(status_dir)
@@ -150,6 +155,18 @@ async def leave(keeper: Keeper) -> None:
         keeper.signal(signal.SIGKILL)
         await keeper.see_out()
         keeper.close()
+
+
+async def end_all(container_dir: Path) -> None:
+    """After an agent that died: nobody waits for its execs any more."""
+    fences: list[int] = []
+    for status_dir in list(container_dir.glob("exec.*")):
+        found = await keepers.find(status_dir, fences)
+        if isinstance(found, Keeper):
+            await leave(found)
+        await discard(status_dir)
+    for fence in fences:  # a keeper that comes late finds no place for its lock
+        os.close(fence)
 
 
 async def discard(status_dir: Path) -> None:
