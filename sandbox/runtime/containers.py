@@ -21,13 +21,13 @@ from sandbox.kernel.slots import Slot
 from sandbox.model import names
 from sandbox.model.observed import ExecRequest
 from sandbox.model.request import Streams
-from sandbox.model.task import ContainerDefinition, ContainerKnown
-from sandbox.runtime import execs, health, launch, ordering, steps
-from sandbox.runtime import keeper as keepers
+from sandbox.model.task import ContainerDefinition
+from sandbox.runtime import execs, health, launch, ordering, recovery, steps
 from sandbox.runtime.container import choose_limits
 from sandbox.runtime.keeper import Ended, Failed, Keeper, Lost, StartFailed
 from sandbox.runtime.node import Node
 from sandbox.runtime.record import Record
+from sandbox.runtime.recovery import Found
 from sandbox.runtime.steps import ContainerScene, Scene
 
 DEFAULT_STOP_TIMEOUT_S: Final = 30
@@ -97,16 +97,53 @@ class Containers:
         )
         self._attend_to(name, keeper)
 
-    async def find(self, container: ContainerKnown) -> None:
-        """After an agent that died: attend to it again, or learn how it ended."""
-        directory = self._node.container_dir(self._record.known.id, container.name)
-        found = await keepers.find(directory / f"run.{container.attempt}", self._fences)
-        if isinstance(found, Keeper):
-            if self._scene.slot is None and (held := found.namespaces()) is not None:
-                self._scene.slot = Slot(*held, self._scene.task.id_base)
-            self._attend_to(container.name, found)
-        else:
-            await self._after_end(container.name, found, None)
+    async def find(self) -> None:
+        """After an agent that died: attend to what runs, learn how the rest ended.
+
+        In this order: one that is started again needs the namespaces of those that run.
+        """
+        ended: list[tuple[str, Found]] = []
+        for name in [c.name for c in self._record.known.containers]:
+            directory = self._node.container_dir(self._record.known.id, name)
+            found = await recovery.look(directory, self._fences)
+            if found is None:
+                if self._record.container(name).last_status == "RUNNING":
+                    await self._after_end(name, Lost(), None)  # its directory was taken away
+            elif isinstance(found.outcome, Keeper):
+                self._take_over(name, found.outcome, found)
+            else:
+                ended.append((name, found))
+        for name, found in ended:
+            await self._hear_of_end(name, found)
+
+    def _take_over(self, name: str, keeper: Keeper, found: Found) -> None:
+        if self._scene.slot is None and (held := keeper.namespaces()) is not None:
+            self._scene.slot = Slot(*held, self._scene.task.id_base)
+        known = self._record.container(name)
+        if known.last_status == "STOPPED" and known.attempt == found.attempt:
+            self._keepers[name] = keeper  # only for clients that still read
+            return
+        self._note_start(name, found)
+        self._record.note(
+            name, last_status="RUNNING", keeper=keeper.identity, exit_code=None, reason=None
+        )
+        self._attend_to(name, keeper)
+
+    async def _hear_of_end(self, name: str, found: Found) -> None:
+        assert not isinstance(found.outcome, Keeper)
+        known = self._record.container(name)
+        is_known = known.last_status == "STOPPED" and known.attempt == found.attempt
+        self._note_start(name, found)
+        if not is_known or self._shall_restart(name, found.outcome):
+            await self._after_end(name, found.outcome, None)
+
+    def _note_start(self, name: str, found: Found) -> None:
+        """Unless the record has it: a start is written down only after the fact."""
+        known = self._record.container(name)
+        is_known = known.attempt == found.attempt and known.started_at is not None
+        if not is_known and not isinstance(found.outcome, Failed):
+            self._record.note(name, started_at=found.began_at)
+        self._record.note(name, attempt=found.newest)
 
     def _attend_to(self, name: str, keeper: Keeper) -> None:
         assert self.nursery is not None
@@ -203,6 +240,7 @@ class Containers:
             del self._keepers[name]
             keeper.close()
         definition, known = self._scene.definition(name), self._record.container(name)
+        self._node.failpoints.reach("restart.do")
         try:
             await steps.remove_cgroup(self._scene, name)
             await self._set_again(definition)
@@ -221,6 +259,7 @@ class Containers:
         )
         await self.start(definition)
         self._record.save()
+        self._node.failpoints.reach("restart.done")
 
     async def _set_again(self, definition: ContainerDefinition) -> None:
         """The container's scene: an agent that did not make the task finds its parts first."""
@@ -238,8 +277,10 @@ class Containers:
         """The image's stop signal, then after stopTimeout everything is killed."""
         while name in self._record.restarting:
             await trio.sleep(_PAUSE_S)
+        self._node.failpoints.reach("signal.do")
         keeper = self._keepers.get(name)
         if keeper is not None and keeper.signal(self._config(name).stop_signal):
+            self._node.failpoints.reach("signal.done")
             await trio.sleep(self._scene.definition(name).stop_timeout or DEFAULT_STOP_TIMEOUT_S)
         self.kill(name)
 
@@ -252,14 +293,18 @@ class Containers:
 
     async def leave(self, *, patient: bool) -> None:
         """See the keepers out. A patient one waits for clients that read what is left to read."""
+        self._node.failpoints.reach("leave.do")
         for keeper in self._keepers.values():
             await keeper.see_out(patience_s=float("inf") if patient else 0)
-        self.forget()
+        self._node.failpoints.reach("leave.done")
 
     def forget(self) -> None:
         """Close what this agent holds of them; they run on."""
         for keeper in self._keepers.values():
             keeper.close()
+        for fence in self._fences:
+            os.close(fence)
+        self._fences.clear()
         self._keepers.clear()
         for streams in self._streams.values():
             close_streams(streams)
@@ -302,8 +347,11 @@ class Containers:
             os.close(fd)
 
     def _config(self, name: str) -> ImageConfig:
-        made = self._scene.containers.get(name)
-        return made.image.config if made else self._stored_image(name).config
+        """Its defaults for one that an earlier agent started and did not come to write down."""
+        if made := self._scene.containers.get(name):
+            return made.image.config
+        is_known = self._record.container(name).image_digest is not None
+        return self._stored_image(name).config if is_known else ImageConfig()
 
     def _stored_image(self, name: str) -> Image:
         return self._node.images.find(self._record.container(name).image_digest or "")

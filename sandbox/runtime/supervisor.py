@@ -139,16 +139,19 @@ class Supervisor:
 
     async def _resume(self) -> EndCause:
         """Before RUNNING what was begun is undone; from then on the containers are found again."""
-        known = self.record.known
-        cause = None
-        if known.stop_code is not None and known.stopped_reason is not None:
-            cause = EndCause(known.stop_code, known.stopped_reason)
-        elif known.last_status < Status.RUNNING and self._is_wanted:
-            return EndCause(StopCode.TASK_FAILED_TO_START, _RESTARTED)
-        for container in known.containers:
-            if container.last_status == "RUNNING":
-                await self.containers.find(container)
+        cause = self._cause_from_before()
+        self.containers.may_restart = self._is_wanted and cause is None
+        await self.containers.find()
+        self._node.failpoints.reach("found")
         return cause or await self._tend()
+
+    def _cause_from_before(self) -> EndCause | None:
+        known = self.record.known
+        if known.stop_code is not None and known.stopped_reason is not None:
+            return EndCause(known.stop_code, known.stopped_reason)
+        if known.last_status < Status.RUNNING and self._is_wanted:
+            return EndCause(StopCode.TASK_FAILED_TO_START, self._interrupted)
+        return None
 
     # Tend -----------------------------------------------------------------------------------
 

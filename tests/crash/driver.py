@@ -1,0 +1,110 @@
+"""An agent in a process of its own, which may be killed at any moment.
+
+    python -m tests.crash.driver        reads requests from stdin, one JSON object a line
+
+It imports everything once and forks for each request; the child is what a failpoint kills. Said on
+stdout, a JSON object a line: by the child {"ready"}, {"task"} and at its end {"passed"}; then by
+the parent {"ended": signal or exit code}.
+
+    run       a fresh agent takes one task along a path of `paths.py` to its end
+    recover   an agent takes over what is in the state directory, and to its end
+    hold      an agent with one task, until it is told otherwise by a signal; embedded, so SIGTERM
+              ends it without a word; `owned` says that the task is not to outlive it
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+import trio
+
+from sandbox.agent import Agent, open_agent
+from sandbox.model.request import RunRequest
+from sandbox.store import rows
+from tests.crash.paths import PATHS, until_running
+
+SETTINGS = {"warm_slots": 1}
+PATIENCE_S = 30.0
+
+
+def say(**fact: Any) -> None:
+    os.write(1, json.dumps(fact).encode() + b"\n")
+
+
+async def run(agent: Agent, request: dict[str, Any]) -> None:
+    path = PATHS[request["path"]]
+    wanted = RunRequest(definition=path.define(request["image"]), remove=path.remove)
+    view = await agent.tasks.run(wanted)
+    say(task=view.id)
+    await path.act(agent, view.id)
+
+
+async def recover(agent: Agent, request: dict[str, Any]) -> None:
+    for task in rows.task_ids(agent.node.store):
+        await PATHS[request["path"]].act(agent, task)
+
+
+async def hold(agent: Agent, request: dict[str, Any]) -> None:
+    for task in rows.task_ids(agent.node.store):
+        say(task=task, status=agent.tasks.describe(task).known.last_status.name)
+    if request.get("path"):
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        wanted = RunRequest(definition=PATHS[request["path"]].define(request["image"]))
+        owner = f"{boot_id}:{os.getpid()}" if request.get("owned") else None
+        view = await agent.tasks.run(wanted, owner=owner)
+        await until_running(agent, view.id)
+        say(task=view.id)
+    say(ready=True)
+    await trio.sleep_forever()
+
+
+VERBS: dict[str, Callable[[Agent, dict[str, Any]], Awaitable[None]]] = {
+    "run": run,
+    "recover": recover,
+    "hold": hold,
+}
+
+
+async def serve(request: dict[str, Any]) -> None:
+    state, run_dir = Path(request["state"]), Path(request["run"])
+    with trio.fail_after(float("inf") if request["verb"] == "hold" else PATIENCE_S):
+        async with open_agent(state, run_dir, SETTINGS, resident=True) as agent:
+            await VERBS[request["verb"]](agent, request)
+            failpoints = agent.node.failpoints
+    say(passed=failpoints.passed)
+
+
+def child(request: dict[str, Any]) -> None:
+    # A name that no failpoint has makes the agent remember those that it passes.
+    os.environ["SANDBOX_FAILPOINT"] = request.get("failpoint") or "none"
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger("error"),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    trio.run(serve, request)
+
+
+def main() -> None:
+    for line in sys.stdin:
+        request = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                child(request)
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+                os._exit(1)
+            os._exit(0)
+        say(pid=pid)
+        _, status = os.waitpid(pid, 0)
+        say(ended=os.waitstatus_to_exitcode(status))
+
+
+if __name__ == "__main__":
+    main()
