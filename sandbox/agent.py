@@ -25,7 +25,7 @@ import trio
 
 from sandbox.api import local
 from sandbox.api.local import Presence
-from sandbox.control import retention
+from sandbox.control import owners, retention
 from sandbox.control.capacity import Capacity
 from sandbox.control.images import Images
 from sandbox.control.tasks import Tasks
@@ -134,6 +134,7 @@ async def open_agent(
         stack.push_async_callback(_close_store, store)
         if is_copy:
             await _record_as_lost(store)
+        _keep(identity, state_dir)
         tree = CgroupTree.open(identity.instance)
         stack.callback(_leave_tree, tree)
         node = await stack.enter_async_context(_node(state_dir, identity, config, store, tree))
@@ -143,6 +144,7 @@ async def open_agent(
         async with trio.open_nursery() as nursery:
             await nursery.start(node.slots.serve)
             await nursery.start(agent.supervisors.serve)
+            nursery.start_soon(owners.serve, node.store, agent.tasks.stop)
             nursery.start_soon(retention.serve, node.store, agent.tasks, lambda: agent.config)
             await nursery.start(local.serve, agent, listener)
             try:
@@ -163,7 +165,10 @@ async def _node(
         state_dir / "images" / "layers", unpacker=_BIN / "unpack", id_base=unpacker_ids
     )
     layers.sweep()
-    async with RegistryClient(insecure=config.insecure_registries) as registry:
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(ranges.release, unpacker_ids)
+        registry = RegistryClient(insecure=config.insecure_registries)
+        await stack.enter_async_context(registry)
         images = ImageStore(
             state_dir / "images", store, layers, registry, keep_blobs=config.keep_blobs
         )
@@ -183,7 +188,6 @@ async def _node(
             may_raise_limits=_has_capability(_CAP_SYS_RESOURCE),
             failpoints=Failpoints(os.environ.get("SANDBOX_FAILPOINT", "")),
         )
-    ranges.release(unpacker_ids)
 
 
 def _ranges_in_use(store: SqliteStore) -> set[int]:
@@ -222,7 +226,11 @@ def _hold(state_dir: Path) -> Iterator[None]:
 
 
 def _identify(state_dir: Path) -> tuple[Identity, bool]:
-    """Who this directory's agent is, and whether the directory is a copy of another one's."""
+    """Who this directory's agent is, and whether the directory is a copy of another one's.
+
+    Written down (`_keep`) only after the tasks of a copy were recorded as lost: if we die before
+    that, it is still seen to be a copy.
+    """
     status = state_dir.stat()
     here = Identity(
         instance=names.instance_id(secrets.token_bytes(2)),
@@ -239,10 +247,13 @@ def _identify(state_dir: Path) -> tuple[Identity, bool]:
         raise ConfigError(f"{path}: {error}: remove the file if no task of it runs") from None
     if kept is not None and kept.is_of(here):
         return kept, False
-    fresh = path.with_suffix(".new")
-    fresh.write_bytes(msgspec.json.encode(here))
-    fresh.replace(path)
     return here, kept is not None
+
+
+def _keep(identity: Identity, state_dir: Path) -> None:
+    fresh = state_dir / "instance.new"
+    fresh.write_bytes(msgspec.json.encode(identity))
+    fresh.replace(state_dir / "instance")
 
 
 def _machine_id() -> str:

@@ -17,6 +17,7 @@ from typing import Final, Literal
 import msgspec
 import trio
 
+from sandbox.control import owners
 from sandbox.control.capacity import Capacity
 from sandbox.errors import (
     ClientException,
@@ -74,6 +75,7 @@ class Tasks:
     ) -> TaskView:
         """Accept a task; returns once its desire is durable, before anything was started.
 
+        `owner` is BOOT:PID of a process that the task must not outlive (see `control.owners`).
         `streams` is keyed by container name. `progress(what, done, total)` is called while the
         images are pulled, in bytes. Raises ClientException, InvalidParameterException, ApiError.
         """
@@ -94,12 +96,13 @@ class Tasks:
             platform_version=version,
             pull=request.pull,
             platform=request.platform,
-            owner=owner,
+            owner=owner and owners.name(owner),
             remove=request.remove,
             started_by=request.started_by,
         )
         handover = Handover(slot=slot, streams=streams or {}, progress=progress)
         self._supervisors.hand_over(row.id, handover)
+        self._node.failpoints.reach("accept.do")
         try:
             # A task with an owner does not outlive it, nor a power cut: no need to wait for a disk.
             await self._node.store.txn(
@@ -110,6 +113,7 @@ class Tasks:
         except BaseException:
             self._supervisors.take_back(row.id)
             raise
+        self._node.failpoints.reach("accept.done")
         return self._view(row, rows.not_yet_known(row))
 
     def _accept(self, request: RunRequest) -> tuple[TaskDefinition, str]:
@@ -141,7 +145,9 @@ class Tasks:
             )
             with contextlib.suppress(Conflict):
                 key = rows.desired_key(task)
+                self._node.failpoints.reach("stop.do")
                 await self._node.store.txn({key: wanted}, expect={key: row.rev})
+                self._node.failpoints.reach("stop.done")
                 break
         return self.describe(task)
 
@@ -151,9 +157,12 @@ class Tasks:
         if view.known.last_status is not Status.STOPPED:
             raise InvalidParameterException(f"task {view.id} is not stopped: stop it first")
         # The directory first: a crash in between leaves a record without a log, not the reverse.
+        self._node.failpoints.reach("remove.do")
         await archives.remove_tree(self._node.task_dir(view.id))
+        self._node.failpoints.reach("remove.emptied")
         gone = [rows.desired_key(view.id), rows.known_key(view.id)]
         await self._node.store.txn({}, delete=gone, durable=False)
+        self._node.failpoints.reach("remove.done")
 
     # What is ------------------------------------------------------------------------------
 
