@@ -132,12 +132,17 @@ async def open_agent(
         identity, is_copy = _identify(state_dir)
         store = SqliteStore.open(state_dir / "store.db")
         stack.push_async_callback(_close_store, store)
+        failpoints = Failpoints(os.environ.get("SANDBOX_FAILPOINT", ""))
         if is_copy:
             await _record_as_lost(store)
+        failpoints.reach("identity.do")
         _keep(identity, state_dir)
+        failpoints.reach("identity.done")
         tree = CgroupTree.open(identity.instance)
         stack.callback(_leave_tree, tree)
-        node = await stack.enter_async_context(_node(state_dir, identity, config, store, tree))
+        node = await stack.enter_async_context(
+            _node(state_dir, identity, config, store, tree, failpoints)
+        )
         agent = Agent(node, Supervisors(node), config, Presence(resident=resident))
         listener = local.listen(_made(run_dir) / "agent.sock")
         stack.callback(_unlink, run_dir / "agent.sock")
@@ -155,7 +160,12 @@ async def open_agent(
 
 @contextlib.asynccontextmanager
 async def _node(
-    state_dir: Path, identity: Identity, config: Config, store: SqliteStore, tree: CgroupTree
+    state_dir: Path,
+    identity: Identity,
+    config: Config,
+    store: SqliteStore,
+    tree: CgroupTree,
+    failpoints: Failpoints,
 ) -> AsyncIterator[Node]:
     (state_dir / "tasks").mkdir(mode=0o700, exist_ok=True)
     ranges = IdRanges(identity.instance, state_dir)
@@ -186,7 +196,7 @@ async def _node(
             interfaces=Interfaces(),
             keeper=_BIN / "keeper",
             may_raise_limits=_has_capability(_CAP_SYS_RESOURCE),
-            failpoints=Failpoints(os.environ.get("SANDBOX_FAILPOINT", "")),
+            failpoints=failpoints,
         )
 
 
@@ -251,9 +261,15 @@ def _identify(state_dir: Path) -> tuple[Identity, bool]:
 
 
 def _keep(identity: Identity, state_dir: Path) -> None:
-    fresh = state_dir / "instance.new"
-    fresh.write_bytes(msgspec.json.encode(identity))
-    fresh.replace(state_dir / "instance")
+    path, text = state_dir / "instance", msgspec.json.encode(identity)
+    if path.exists() and path.read_bytes() == text:
+        return
+    fresh = path.with_suffix(".new")
+    with fresh.open("wb") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
 
 
 def _machine_id() -> str:

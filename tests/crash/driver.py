@@ -8,8 +8,8 @@ the parent {"ended": signal or exit code}.
 
     run       a fresh agent takes one task along a path of `paths.py` to its end
     recover   an agent takes over what is in the state directory, and to its end
-    hold      an agent with one task, until it is told otherwise by a signal; embedded, so SIGTERM
-              ends it without a word; `owned` says that the task is not to outlive it
+    hold      an agent, with a new task if there is a `script`, until a signal ends it; the task
+              must not outlive the process `owner`, by default (0) this one
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import trio
 from sandbox.agent import Agent, open_agent
 from sandbox.model.request import RunRequest
 from sandbox.store import rows
-from tests.crash.paths import PATHS, until_running
+from tests.crash.paths import PATHS, app, task, until_running
 
 SETTINGS = {"warm_slots": 1}
 PATIENCE_S = 30.0
@@ -46,19 +46,20 @@ async def run(agent: Agent, request: dict[str, Any]) -> None:
 
 
 async def recover(agent: Agent, request: dict[str, Any]) -> None:
-    for task in rows.task_ids(agent.node.store):
-        await PATHS[request["path"]].act(agent, task)
+    for id in rows.task_ids(agent.node.store):
+        await PATHS[request["path"]].act(agent, id)
 
 
 async def hold(agent: Agent, request: dict[str, Any]) -> None:
-    for task in rows.task_ids(agent.node.store):
-        say(task=task, status=agent.tasks.describe(task).known.last_status.name)
-    if request.get("path"):
-        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        wanted = RunRequest(definition=PATHS[request["path"]].define(request["image"]))
-        owner = f"{boot_id}:{os.getpid()}" if request.get("owned") else None
+    if "script" in request:
+        owner = None
+        if "owner" in request:
+            boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+            owner = f"{boot_id}:{request['owner'] or os.getpid()}"
+        wanted = RunRequest(definition=task(app(request["image"], request["script"])))
         view = await agent.tasks.run(wanted, owner=owner)
         await until_running(agent, view.id)
+        await agent.node.store.txn({})  # what is known of it was only posted
         say(task=view.id)
     say(ready=True)
     await trio.sleep_forever()

@@ -129,6 +129,11 @@ async def let_it_restart(agent: Agent, task: str) -> None:
     await wait(agent, task)
 
 
+async def wait_until_gone(agent: Agent, task: str) -> None:
+    while view_of(agent, task) is not None:
+        await trio.sleep(_LOOK_S)
+
+
 async def forget(agent: Agent, task: str) -> None:
     await wait(agent, task)
     if view_of(agent, task) is not None:
@@ -217,7 +222,7 @@ PATHS: Mapping[str, Path] = {
     ),
     "run --rm": Path(
         define=lambda image: task(app(image, COUNT)),
-        act=wait,
+        act=wait_until_gone,
         stop_code=_EXITED,
         exit_codes={"app": 7},
         remove=True,

@@ -7,6 +7,8 @@ before RUNNING the task is undone; from RUNNING it goes on as if nothing had hap
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import trio
 
@@ -33,8 +35,38 @@ async def test_an_agent_killed_anywhere_on_the_way_leaves_nothing_wrong(
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("name", PATHS)
-async def test_an_agent_killed_while_it_undoes_and_again_while_it_recovers_leaves_nothing_wrong(
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("run to its exit", "roots.done"),
+        ("run and stop", "known.running"),
+        ("several containers", "keeper.done#2"),
+        ("no such command", "known.stopping"),
+        ("restart", "restart.do"),
+        ("run --rm", "known.deprovisioning"),
+    ],
+)
+async def test_an_agent_killed_again_anywhere_in_its_recovery_leaves_nothing_wrong(
+    name: str, first: str, driver: Driver, site: Site, image: str
+) -> None:
+    def kill_and_recover(**second: str) -> dict[str, Any]:
+        killed = driver.ask(verb="run", path=name, image=image, failpoint=first, **site.place)
+        assert killed["ended"] == -9
+        return driver.ask(verb="recover", path=name, **site.place, **second)
+
+    points = kill_and_recover()["passed"]
+    assert not await recovered(site, PATHS[name], image)
+    wrong = []
+    for point in points:
+        said = kill_and_recover(failpoint=point)
+        if said["ended"] != -9:
+            wrong.append(f"{point}: while recovering the driver ended with {said['ended']}")
+        wrong += [f"{point}: {what}" for what in await recovered(site, PATHS[name], image)]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("name", ["run and stop", "several containers", "no such command"])
+async def test_an_agent_killed_while_it_undoes_and_again_at_the_same_point_leaves_nothing_wrong(
     name: str, driver: Driver, site: Site, image: str
 ) -> None:
     wrong = []
