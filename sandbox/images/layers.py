@@ -38,6 +38,7 @@ from sandbox.images.unpacking import (
     Unpacker,
     apply_whiteouts,
 )
+from sandbox.kernel.trees import remove_tree
 
 __all__ = ["LayerLimits", "LayerStore"]
 
@@ -207,36 +208,3 @@ async def _reading(chunks: AsyncIterator[bytes] | Path) -> AsyncIterator[Read]:
             return b""
 
         yield lambda: trio.from_thread.run(next_chunk)
-
-
-def remove_tree(top: Path) -> None:
-    """Delete a directory of any depth with one descriptor open below it at a time.
-
-    Directories are moved up into `top` before they are emptied: recursion would be as deep as the
-    tree, and a layer's may be 2048. Nothing may write to the tree meanwhile.
-    """
-    token, count = os.urandom(8).hex(), 0
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    root = os.open(top, flags)
-    try:
-        while names := os.listdir(root):
-            for name in names:
-                try:
-                    inner = os.open(name, flags, dir_fd=root)
-                except OSError:
-                    os.unlink(name, dir_fd=root)  # no directory; a true error is raised here
-                    continue
-                try:
-                    for entry in list(os.scandir(inner)):
-                        if entry.is_dir(follow_symlinks=False):
-                            count += 1
-                            new = f".{token}.{count}"
-                            os.rename(entry.name, new, src_dir_fd=inner, dst_dir_fd=root)
-                        else:
-                            os.unlink(entry.name, dir_fd=inner)
-                finally:
-                    os.close(inner)
-                os.rmdir(name, dir_fd=root)
-    finally:
-        os.close(root)
-    os.rmdir(top)

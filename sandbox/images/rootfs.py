@@ -36,10 +36,10 @@ import trio
 from sandbox.images.blobs import reported
 from sandbox.images.documents import Image
 from sandbox.images.layers import LayerStore
-from sandbox.images.trees import empty_directory, remove_tree
 from sandbox.images.users import User, resolve_user
 from sandbox.images.volumes import copy_xattrs, populate_volume
 from sandbox.kernel import mounts
+from sandbox.kernel.trees import empty_directory, remove_tree
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")

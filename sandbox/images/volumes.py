@@ -21,8 +21,8 @@ from pathlib import Path
 
 from sandbox.errors import ImageError, KernelError
 from sandbox.images.blobs import reported
-from sandbox.images.trees import empty_directory
 from sandbox.kernel import mounts
+from sandbox.kernel.trees import empty_directory
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -19,7 +19,8 @@ import trio
 import zstandard
 
 from sandbox.errors import ImageError
-from sandbox.images.layers import LayerLimits, LayerStore, remove_tree
+from sandbox.images.layers import LayerLimits, LayerStore
+from sandbox.kernel.trees import remove_tree
 from tests.kernel import archives as tar
 
 ROOT = Path(__file__).parents[2]

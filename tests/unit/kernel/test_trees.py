@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.images.rootfs import stack
-from sandbox.images.trees import remove_tree
+from sandbox.kernel.trees import remove_tree
 
 
 def deep(top: Path, depth: int) -> None:

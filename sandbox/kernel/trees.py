@@ -16,7 +16,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-from sandbox.images.blobs import reported
+from sandbox.kernel.native import raising
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CAN_BE_LOCKED = (stat.S_IFREG, stat.S_IFDIR)
@@ -29,7 +29,7 @@ def remove_tree(top: Path) -> None:
 
     Nobody else may write to the tree meanwhile. Raises KernelError.
     """
-    with reported("rmdir", top):
+    with raising("rmdir", str(top)):
         try:
             fd = os.open(top, _DIRECTORY)
         except FileNotFoundError:
