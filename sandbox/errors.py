@@ -70,7 +70,7 @@ class Conflict(StoreError):
 
 
 class RegistryError(SandboxError):
-    """A registry refused, broke off or answered nonsense. `status` is HTTP's, when there was one."""
+    """A registry refused, broke off or answered nonsense. `status` is HTTP's, if there was one."""
 
     def __init__(self, reference: str, message: str, status: int | None = None) -> None:
         super().__init__(reference, message, status)

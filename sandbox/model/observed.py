@@ -14,7 +14,7 @@ class LogRecord(Record, frozen=True, kw_only=True):
     """Nanoseconds since the epoch."""
     container: str
     stream: str
-    """"stdout", "stderr", "terminal", or "keeper" for a marker (e.g. how many bytes were dropped)."""
+    """"stdout", "stderr", "terminal", or "keeper" for a marker, e.g. of bytes that were dropped."""
     data: bytes
 
 
@@ -31,7 +31,7 @@ class ContainerStats(Record, frozen=True, kw_only=True):
 
 
 class TaskStats(Record, frozen=True, kw_only=True):
-    """Counters since the task started; `total` is the task's own cgroup, the sum of its containers."""
+    """Counters since the start; `total` is the task's own cgroup, the sum of its containers."""
 
     id: str
     at: float

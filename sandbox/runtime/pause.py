@@ -32,12 +32,11 @@ _ROOT_BYTES: Final = 4096
 
 async def enter(node: Node, task: str, slot: Slot) -> Keeper:
     """Make the task's pid namespace, or find the one that an earlier agent made."""
-    found = await _find(node, task)
-    return found or await _start(node, task, slot)
+    return await find(node, task) or await _start(node, task, slot)
 
 
-async def _find(node: Node, task: str) -> Keeper | None:
-    """What is there without a living keeper goes."""
+async def find(node: Node, task: str) -> Keeper | None:
+    """That of an earlier agent. What is there without a living keeper goes."""
     status_dir, fences = _status_dir(node, task), list[int]()
     found = await keepers.find(status_dir, fences)
     if isinstance(found, Keeper):
@@ -85,7 +84,7 @@ async def leave(node: Node, task: str, keeper: Keeper | None) -> None:
     if cgroup is not None:
         cgroup.kill()
         cgroup.close()
-    keeper = keeper or await _find(node, task)
+    keeper = keeper or await find(node, task)
     if keeper is not None:
         await keeper.see_out()
         keeper.close()

@@ -15,6 +15,7 @@ without a row is swept. Undoing goes on after an error and raises all of them to
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Awaitable, Callable
@@ -26,6 +27,7 @@ from sandbox.errors import KernelError, SandboxError, TaskFailed
 from sandbox.images import reference
 from sandbox.images.documents import Image
 from sandbox.images.failures import pull_failure_text
+from sandbox.kernel import slots
 from sandbox.kernel.cgroups import Cgroup
 from sandbox.kernel.slots import Slot
 from sandbox.model import names
@@ -169,9 +171,24 @@ async def _remove(cgroup: Cgroup | None) -> None:
 
 
 async def _attach_network(scene: Scene) -> None:
-    if scene.slot is None:
-        raise TaskFailed("Timeout waiting for network interface provisioning to complete.")
+    scene.slot = scene.slot or await _slot_again(scene)
     scene.interface = await scene.node.interfaces.attach(scene.task.id, scene.slot.netns_fd)
+
+
+async def _slot_again(scene: Scene) -> Slot:
+    """For a restart in place, when no container was left that an agent could find running.
+
+    With pidMode task the pause has held the task's namespaces. Otherwise they went with the last
+    container, and others with the same ids take their place.
+    """
+    node, task = scene.node, scene.task
+    keeper = await pause.find(node, task.id) if task.definition.pid_mode == "task" else None
+    if keeper is not None:
+        with contextlib.closing(keeper):
+            if (held := keeper.namespaces()) is not None:
+                return Slot(*held, task.id_base)
+    (slot,) = await slots.make([task.id_base])
+    return slot
 
 
 async def _detach_network(scene: Scene) -> None:

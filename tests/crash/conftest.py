@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +119,12 @@ class Site:
             }
         finally:
             await store.aclose()
+
+    async def write(self, put: Mapping[str, msgspec.Struct]) -> None:
+        """Change what an agent that was killed has left."""
+        store = SqliteStore.open(self.state / "store.db")
+        await store.txn(put)
+        await store.aclose()
 
     async def remains(self) -> list[str]:
         """What is left of an agent that has ended and had no task; given a moment to go."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ SLEEP = ("sleep", "1000")
 
 def container(image: str, name: str, script: str, **members: Any) -> ContainerDefinition:
     """A container that runs a line of shell; it is killed after two seconds of patience."""
-    given = {"stop_timeout": 2, "command": ("sh", "-c", script)} | members
+    given: dict[str, Any] = {"stop_timeout": 2, "command": ("sh", "-c", script)} | members
     return ContainerDefinition(name=name, image=image, **given)
 
 
@@ -41,11 +41,12 @@ async def to_the_end(agent: Agent, *containers: ContainerDefinition, **members: 
 async def reached(agent: Agent, task: str, condition: Callable[[TaskView], bool]) -> TaskView:
     """The first state of the task that fulfils the condition; fails after 20 s."""
     with trio.fail_after(20):
-        async with contextlib.aclosing(agent.tasks.watch(task)) as views:
+        views: AsyncGenerator[TaskView, None] = agent.tasks.watch(task)  # type: ignore[assignment]
+        async with contextlib.aclosing(views):
             async for view in views:
                 if condition(view):
                     return view
-    raise AssertionError(f"the task ended before: {view.known}")
+    raise AssertionError(f"the task ended before: {agent.tasks.describe(task).known}")
 
 
 async def started(agent: Agent, *containers: ContainerDefinition, **members: Any) -> str:
@@ -107,7 +108,7 @@ class Collected:
     async def _read(self) -> None:
         async with self._stream:
             async for part in self._stream:
-                self._parts.append(part)
+                self._parts.append(bytes(part))
 
     @property
     def data(self) -> bytes:

@@ -1,0 +1,463 @@
+"""What else may happen to an agent, to what it keeps on disk and to what works for it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+import trio
+
+from sandbox.agent import LOST_REASON, Agent, open_agent
+from sandbox.control.owners import OWNER_GONE
+from sandbox.errors import AgentRunning
+from sandbox.kernel.idranges import CLAIMS
+from sandbox.model import names
+from sandbox.model.request import RunRequest
+from sandbox.model.task import MountPoint, Status, StopCode, TaskView, Volume
+from sandbox.runtime.keeper import start_time
+from sandbox.store import rows
+from tests.conftest import ROOT, cgroup_roots
+from tests.crash.conftest import SETTINGS, Driver, Site
+from tests.crash.paths import UNTIL_TOLD, app, log_of, task, until_running, wait
+from tests.crash.test_tasks import recovered, second_task
+
+LOST = "ContainerRuntimeError: the keeper was killed, how it ended is unknown"
+MANY = 100_000
+
+
+async def begin(agent: Agent, image: str, script: str = UNTIL_TOLD) -> TaskView:
+    view = await agent.tasks.run(RunRequest(definition=task(app(image, script))))
+    await until_running(agent, view.id)
+    return agent.tasks.describe(view.id)
+
+
+async def stopped(agent: Agent, task: str) -> TaskView:
+    with trio.fail_after(20):
+        await wait(agent, task)
+    return agent.tasks.describe(task)
+
+
+async def end(agent: Agent, task: str) -> None:
+    await agent.tasks.stop(task)
+    await stopped(agent, task)
+    await agent.tasks.remove(task)
+
+
+def processes(agent: Agent, task: str) -> list[int]:
+    cgroup = agent.node.tree.find(names.task_cgroup(task))
+    assert cgroup is not None
+    return cgroup.pids()
+
+
+def left_by(driver: Driver, site: Site, image: str, script: str = UNTIL_TOLD, **more: int) -> str:
+    """The task of an agent that was killed while it ran."""
+    driver.start(verb="hold", image=image, script=script, **site.place, **more)
+    id: str = driver.hear("ready")["task"]
+    assert driver.signal(signal.SIGKILL)["ended"] == -9
+    return id
+
+
+@asynccontextmanager
+async def tended(
+    site: Site, driver: Driver, image: str, after: str
+) -> AsyncIterator[tuple[Agent, str]]:
+    """A task on the agent that began it, or on one that found it."""
+    if after == "found":
+        id = left_by(driver, site, image, "sleep 1000 & " + UNTIL_TOLD)
+        async with site.agent() as agent:
+            yield agent, id
+    else:
+        async with site.agent() as agent:
+            yield agent, (await begin(agent, image, "sleep 1000 & " + UNTIL_TOLD)).id
+
+
+# Somebody kills what works for the agent ---------------------------------------------------
+
+
+@pytest.mark.parametrize("after", ["begun", "found"])
+async def test_a_task_whose_keeper_is_killed_is_stopped_with_all_its_processes(
+    after: str, driver: Driver, site: Site, image: str
+) -> None:
+    async with tended(site, driver, image, after) as (agent, id):
+        alive = processes(agent, id)
+        assert len(alive) >= 2
+        keeper = agent.tasks.describe(id).known.containers[0].keeper
+        assert keeper is not None
+        os.kill(keeper.pid, signal.SIGKILL)
+        known = (await stopped(agent, id)).known
+        assert known.containers[0].reason == LOST
+        assert known.containers[0].exit_code is None
+        assert known.stop_code is StopCode.ESSENTIAL_CONTAINER_EXITED
+        assert not [pid for pid in alive if psutil.pid_exists(pid)]
+        await agent.tasks.remove(id)
+    assert await site.remains() == []
+
+
+@pytest.mark.parametrize("after", ["begun", "found"])
+async def test_a_container_whose_first_process_is_killed_has_ended_with_137(
+    after: str, driver: Driver, site: Site, image: str
+) -> None:
+    async with tended(site, driver, image, after) as (agent, id):
+        keeper = agent.tasks.describe(id).known.containers[0].keeper
+        assert keeper is not None
+        os.kill(keeper.init_pid, signal.SIGKILL)
+        known = (await stopped(agent, id)).known
+        assert (known.containers[0].exit_code, known.containers[0].reason) == (137, None)
+        await agent.tasks.remove(id)
+    assert await site.remains() == []
+
+
+async def test_a_keeper_that_was_killed_while_there_was_no_agent_is_missed_by_the_next(
+    driver: Driver, site: Site, image: str
+) -> None:
+    id = left_by(driver, site, image)
+    for keeper in site.keepers():
+        keeper.kill()
+    async with site.agent() as agent:
+        known = (await stopped(agent, id)).known
+        assert known.containers[0].reason == LOST
+        await agent.tasks.remove(id)
+    assert await site.remains() == []
+
+
+# Agents come and go ------------------------------------------------------------------------
+
+
+async def test_no_line_of_a_flood_is_lost_when_the_agent_is_killed(
+    driver: Driver, site: Site, image: str
+) -> None:
+    count = f"n=0; while [ $n -lt {MANY} ]; do n=$((n+1)); echo $n; done; exit 5"
+    id = left_by(driver, site, image, count)
+    async with site.agent() as agent:
+        assert (await stopped(agent, id)).known.containers[0].exit_code == 5
+        lines = (await log_of(agent, id, "app")).split()
+        assert lines == [str(n) for n in range(1, MANY + 1)]
+        await agent.tasks.remove(id)
+
+
+async def test_a_task_outlives_twenty_agents(driver: Driver, site: Site, image: str) -> None:
+    count = "trap 'exit 6' TERM; n=0; while :; do n=$((n+1)); echo $n; sleep 0.02; done"
+    id = left_by(driver, site, image, count)
+    for _ in range(20):
+        driver.start(verb="hold", **site.place)
+        driver.hear("ready")
+        driver.signal(signal.SIGKILL)
+    async with site.agent() as agent:
+        assert agent.tasks.describe(id).known.last_status is Status.RUNNING
+        await agent.tasks.stop(id)
+        known = (await stopped(agent, id)).known
+        assert (known.stop_code, known.containers[0].exit_code) == (StopCode.USER_INITIATED, 6)
+        numbers = [int(n) for n in (await log_of(agent, id, "app")).split()]
+        assert numbers == list(range(1, len(numbers) + 1))
+        await agent.tasks.remove(id)
+    assert await site.remains() == []
+
+
+async def test_a_second_agent_on_a_state_directory_refuses_and_disturbs_nothing(
+    driver: Driver, site: Site, image: str, tmp_path: Path
+) -> None:
+    async with site.agent() as agent:
+        view = await begin(agent, image)
+        with pytest.raises(AgentRunning):
+            async with open_agent(site.state, tmp_path / "other", SETTINGS):
+                pass
+        said = driver.ask(verb="hold", state=str(site.state), run=str(tmp_path / "other"))
+        assert said["ended"] != 0 and "ready" not in said
+        assert agent.tasks.describe(view.id).known.last_status is Status.RUNNING
+        await end(agent, view.id)
+
+
+async def test_the_socket_of_a_killed_agent_is_replaced(driver: Driver, site: Site) -> None:
+    driver.start(verb="hold", **site.place)
+    driver.hear("ready")
+    driver.signal(signal.SIGKILL)
+    path = str(site.run / "agent.sock")
+    with socket.socket(socket.AF_UNIX) as client:
+        assert client.connect_ex(path) != 0
+    async with site.agent():
+        with socket.socket(socket.AF_UNIX) as client:
+            assert client.connect_ex(path) == 0
+
+
+async def test_sigterm_ends_the_daemon_and_leaves_its_tasks_running(site: Site, image: str) -> None:
+    places = ["--state-dir", str(site.state), "--run-dir", str(site.run)]
+    command = [sys.executable, "-m", "sandbox.cli"]
+    daemon = subprocess.Popen([*command, "agent", *places], cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        with trio.fail_after(10):
+            while not (site.run / "agent.sock").exists():
+                await trio.sleep(0.02)
+        run = [*command, "run", "-d", *places, image, "sh", "-c", UNTIL_TOLD]
+        done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True)
+        id = done.stdout.strip()
+    finally:
+        daemon.send_signal(signal.SIGTERM)
+        assert daemon.wait(10) == 0
+    async with site.agent() as agent:
+        view = agent.tasks.describe(id)
+        assert view.known.last_status is Status.RUNNING
+        await end(agent, view.id)
+    assert await site.remains() == []
+
+
+# Owners ------------------------------------------------------------------------------------
+
+
+async def test_a_task_does_not_outlive_the_process_that_embedded_its_agent(
+    driver: Driver, site: Site, image: str
+) -> None:
+    id = left_by(driver, site, image, owner=0)
+    async with site.agent() as agent:
+        known = (await stopped(agent, id)).known
+        assert (known.stop_code, known.stopped_reason) == (StopCode.USER_INITIATED, OWNER_GONE)
+        assert known.containers[0].exit_code == 3  # it was asked to end
+        await agent.tasks.remove(id)
+    assert await site.remains() == []
+
+
+async def test_a_task_whose_owner_outlives_the_agent_stops_when_its_owner_ends(
+    driver: Driver, site: Site, image: str
+) -> None:
+    with subprocess.Popen(["sleep", "1000"]) as owner:
+        id = left_by(driver, site, image, owner=owner.pid)
+        async with site.agent() as agent:
+            await trio.sleep(0.3)
+            assert agent.tasks.describe(id).known.last_status is Status.RUNNING
+            owner.kill()
+            owner.wait()
+            assert (await stopped(agent, id)).known.stopped_reason == OWNER_GONE
+
+
+async def test_another_process_with_the_pid_of_an_owner_owns_nothing(
+    driver: Driver, site: Site, image: str
+) -> None:
+    id = left_by(driver, site, image, owner=os.getpid())
+    (row,) = (await site.rows()).values()
+    boot, pid, started = (row.desired.owner or "").split(":")
+    assert (int(pid), int(started)) == (os.getpid(), start_time(os.getpid()))
+    older = msgspec.structs.replace(row.desired, owner=f"{boot}:{pid}:{int(started) - 1}")
+    await site.write({rows.desired_key(id): older})
+    async with site.agent() as agent:
+        assert (await stopped(agent, id)).known.stopped_reason == OWNER_GONE
+
+
+# The state directory -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("failpoint", [None, "identity.do", "identity.done"])
+async def test_a_copied_state_directory_gets_another_identity_and_sweeps_nothing(
+    failpoint: str | None, driver: Driver, site: Site, image: str, tmp_path: Path
+) -> None:
+    copy = Site(tmp_path / "copy", tmp_path / "copy-run")
+    async with site.agent() as agent:
+        view = await begin(agent, image)
+        alive = processes(agent, view.id)
+        shutil.copytree(site.state, copy.state)
+        if failpoint is not None:
+            assert driver.ask(verb="hold", failpoint=failpoint, **copy.place)["ended"] == -9
+        async with copy.agent() as other:
+            assert copy.instance != site.instance
+            known = other.tasks.describe(view.id).known
+            assert known.stop_code is StopCode.INFRASTRUCTURE_HEALTH
+            assert known.stopped_reason == LOST_REASON
+            await other.tasks.remove(view.id)
+            assert await second_task(other, image) == []
+        assert await copy.remains() == []
+        assert processes(agent, view.id) == alive
+        await end(agent, view.id)
+    assert await site.remains() == []
+
+
+async def test_nothing_runs_after_a_reboot_and_the_store_says_so(
+    driver: Driver, site: Site, image: str
+) -> None:
+    id = left_by(driver, site, image)
+    killed = site.keepers()
+    for keeper in killed:
+        keeper.kill()
+    for directory in own_cgroups(site):
+        (directory / "cgroup.kill").write_text("1") if (
+            directory / "cgroup.kill"
+        ).exists() else None
+    psutil.wait_procs(killed)
+    take_cgroups_away(site)
+    for claim in CLAIMS.iterdir():
+        if claim.read_text().startswith(site.instance):
+            claim.unlink()
+    async with site.agent() as agent:
+        known = (await stopped(agent, id)).known
+        assert known.containers[0].reason == LOST
+        await agent.tasks.remove(id)
+        assert await second_task(agent, image) == []
+    assert await site.remains() == []
+
+
+@pytest.mark.parametrize("after", ["begun", "found"])
+async def test_a_task_whose_directory_was_taken_away_can_still_be_stopped(
+    after: str, driver: Driver, site: Site, image: str
+) -> None:
+    if after == "found":
+        id = left_by(driver, site, image)
+        shutil.rmtree(site.state / "tasks" / id)
+    async with site.agent() as agent:
+        if after == "begun":
+            id = (await begin(agent, image)).id
+            shutil.rmtree(site.state / "tasks" / id)
+        await agent.tasks.stop(id)
+        assert (await stopped(agent, id)).known.last_status is Status.STOPPED
+        await agent.tasks.remove(id)
+        assert await second_task(agent, image) == []
+    assert await site.remains() == []
+
+
+@pytest.mark.parametrize("after", ["begun", "found"])
+async def test_a_task_whose_cgroups_were_taken_away_has_ended(
+    after: str, driver: Driver, site: Site, image: str
+) -> None:
+    if after == "found":
+        id = left_by(driver, site, image)
+        take_cgroups_away(site)
+    async with site.agent() as agent:
+        if after == "begun":
+            id = (await begin(agent, image)).id
+            await trio.to_thread.run_sync(take_cgroups_away, site)
+        assert (await stopped(agent, id)).known.containers[0].exit_code == 137
+        await agent.tasks.remove(id)
+    assert await site.remains() == []
+
+
+def own_cgroups(site: Site) -> Iterator[Path]:
+    """Version 2 last, deepest first."""
+    tops = {root / f"sandbox-{site.instance}" for root in cgroup_roots()}
+    for top in sorted((t for t in tops if t.exists()), key=lambda t: (t / "cgroup.kill").exists()):
+        for directory, _, _ in os.walk(top, topdown=False):
+            yield Path(directory)
+
+
+def take_cgroups_away(site: Site) -> None:
+    for root in cgroup_roots():
+        if (kill := root / f"sandbox-{site.instance}" / "cgroup.kill").exists():
+            kill.write_text("1")
+    for directory in own_cgroups(site):
+        if not directory.name.startswith("sandbox-"):
+            deadline = time.monotonic() + 5
+            while directory.exists() and time.monotonic() < deadline:
+                try:
+                    directory.rmdir()
+                except OSError:
+                    time.sleep(0.01)
+
+
+async def test_a_pull_killed_at_any_moment_is_pulled_again(
+    driver: Driver, tmp_path: Path, image: str
+) -> None:
+    from tests.crash.paths import PATHS
+
+    name = "run to its exit"
+    for trial in range(10):
+        site = Site(tmp_path / f"state{trial}", tmp_path / f"run{trial}")
+        driver.start(verb="run", path=name, image=image, **site.place)
+        await trio.sleep(0.02 * trial)
+        driver.signal(signal.SIGKILL)
+        assert await recovered(site, PATHS[name], image) == []
+
+
+async def test_what_cannot_be_undone_is_tried_again_then_kept_apart(site: Site, image: str) -> None:
+    """A mount in the way: the task ends all the same, and its ids are given to nobody."""
+    shared = (MountPoint(source_volume="shared", container_path="/shared"),)
+    wanted = task(app(image, UNTIL_TOLD, mount_points=shared), volumes=(Volume(name="shared"),))
+    async with site.agent() as agent:
+        view = await agent.tasks.run(RunRequest(definition=wanted))
+        await until_running(agent, view.id)
+        volume = site.state / "tasks" / view.id / "volumes" / "shared"
+        subprocess.run(["mount", "-t", "tmpfs", "in-the-way", volume], check=True)
+        try:
+            await agent.tasks.stop(view.id)
+            known = (await stopped(agent, view.id)).known
+            assert known.stop_code is StopCode.USER_INITIATED
+            assert known.containers[0].exit_code == 3
+            assert (CLAIMS / str(view.desired.id_base)).exists()
+            assert await second_task(agent, image) == []
+        finally:
+            subprocess.run(["umount", volume], check=True)
+        await agent.tasks.remove(view.id)
+    async with site.agent():
+        pass
+    assert await site.remains() == []
+
+
+async def test_stopped_tasks_beyond_those_kept_are_forgotten_by_the_next_agent(
+    site: Site, image: str
+) -> None:
+    async with site.agent() as agent:
+        tasks = []
+        for _ in range(3):
+            tasks.append((await begin(agent, image, "true")).id)
+            await stopped(agent, tasks[-1])
+        assert {view.id for view in agent.tasks.list()} == set(tasks)
+    async with site.agent(stopped_tasks_kept=1) as agent:
+        with trio.fail_after(5):
+            while len(os.listdir(site.state / "tasks")) > 1:
+                await trio.sleep(0.01)
+        assert [view.id for view in agent.tasks.list()] == tasks[-1:]
+        await agent.tasks.remove(tasks[-1])
+    assert await site.remains() == []
+
+
+# A full disk -------------------------------------------------------------------------------
+
+
+@contextmanager
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """ext4, because a task's layers are id-mapped."""
+    image, place = tmp_path / "disk.img", tmp_path / "disk"
+    with image.open("wb") as file:
+        file.truncate(32 << 20)
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    place.mkdir()
+    subprocess.run(["mount", "-o", "loop", image, place], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """To the last block."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        for size in (1 << 20, 4096, 512, 1):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError:
+                continue
+    return filler
+
+
+async def test_a_full_disk_loses_neither_an_exit_code_nor_the_way_back(
+    driver: Driver, tmp_path: Path, image: str
+) -> None:
+    with small_disk(tmp_path) as disk:
+        site = Site(disk / "state", tmp_path / "run")
+        id = left_by(driver, site, image, "sleep 0.5; echo written; exit 9")
+        filler = fill(disk)
+        await trio.sleep(1)
+        filler.unlink()
+        async with site.agent() as agent:
+            known = (await stopped(agent, id)).known
+            assert known.containers[0].exit_code == 9
+            await agent.tasks.remove(id)
+            assert await second_task(agent, image) == []
+        assert await site.remains() == []

@@ -1,0 +1,126 @@
+"""restartPolicy: a container that ended is started again in place."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+import trio
+
+from sandbox.agent import Agent, open_agent
+from sandbox.model.task import RestartPolicy
+from tests.kernel.tasks import (
+    begin,
+    container,
+    execute,
+    heard,
+    of,
+    reached,
+    started,
+    stopped,
+    to_the_end,
+    written,
+)
+
+pytestmark = [pytest.mark.guest, pytest.mark.usefixtures("any_period")]
+
+AT_ONCE = RestartPolicy(enabled=True, restart_attempt_period=0)
+COUNT_TO_3 = (
+    "n=$(cat /n 2>/dev/null || echo 0); n=$((n+1)); echo $n | tee /n; exit $((n == 3 ? 9 : n))"
+)
+
+
+async def test_it_is_started_again_on_its_own_writable_layer_until_a_code_is_ignored(
+    agent: Agent, tiny: str
+) -> None:
+    policy = RestartPolicy(enabled=True, restart_attempt_period=0, ignored_exit_codes=(9,))
+    outcome = await to_the_end(agent, container(tiny, "app", COUNT_TO_3, restart_policy=policy))
+    assert outcome.stdout == "1\n2\n3\n"
+    assert outcome.container.exit_code == 9
+    assert outcome.container.attempt == 2
+    assert outcome.view.known.stopped_reason == "Essential container in task exited"
+
+
+async def test_one_that_did_not_run_long_enough_is_left_alone(agent: Agent, tiny: str) -> None:
+    policy = RestartPolicy(enabled=True, restart_attempt_period=2)
+    outcome = await to_the_end(agent, container(tiny, "app", "echo x", restart_policy=policy))
+    assert outcome.stdout == "x\n"
+    assert outcome.container.attempt == 0
+
+
+async def test_a_policy_that_is_not_enabled_does_nothing(agent: Agent, tiny: str) -> None:
+    policy = RestartPolicy(enabled=False, restart_attempt_period=0)
+    outcome = await to_the_end(agent, container(tiny, "app", "echo x", restart_policy=policy))
+    assert outcome.stdout == "x\n"
+
+
+async def test_the_task_stays_running_and_the_sibling_unharmed(agent: Agent, tiny: str) -> None:
+    task = await started(
+        agent,
+        container(tiny, "web", "exec sleep 1000"),
+        container(tiny, "app", "echo up; exec sleep 1000", restart_policy=AT_ONCE),
+    )
+    before = agent.tasks.describe(task)
+    await agent.tasks.kill(task, signal.SIGKILL, container="app")
+    view = await reached(agent, task, lambda view: of(view, "app").attempt == 1)
+    view = await reached(agent, task, lambda view: of(view, "app").last_status == "RUNNING")
+    assert of(view, "web") == of(before, "web")
+    assert of(view, "app").runtime_id == of(before, "app").runtime_id
+    assert of(view, "app").exit_code is None
+    await heard(agent, task, "up\nup\n", "app")
+    assert (await execute(agent, task, "true", container="app"))[0] == 0
+    outcome = await stopped(agent, task)
+    assert of(outcome.view, "app").exit_code == 137
+
+
+async def test_what_it_left_running_is_gone_before_it_starts_again(agent: Agent, tiny: str) -> None:
+    script = "(setsid sleep 999 &); echo up; exec sleep 1000"
+    task = await started(
+        agent, container(tiny, "app", script, restart_policy=AT_ONCE), pid_mode="task"
+    )
+    await heard(agent, task, "up")
+    await agent.tasks.kill(task, signal.SIGKILL)
+    await heard(agent, task, "up\nup\n")
+    _, out, _ = await execute(agent, task, "ps", "-o", "args")
+    assert out.splitlines().count("sleep 999") == 1
+    await stopped(agent, task)
+
+
+async def test_stopping_ends_a_container_that_restarts_without_pause(
+    agent: Agent, tiny: str
+) -> None:
+    task = await started(agent, container(tiny, "app", "echo x", restart_policy=AT_ONCE))
+    await reached(agent, task, lambda view: of(view, "app").attempt > 3)
+    outcome = await stopped(agent, task)
+    assert outcome.view.known.stopped_reason == "Task stopped by user"
+    count = len(await written(agent, task))
+    await trio.sleep(0.2)
+    assert len(await written(agent, task)) == count
+
+
+async def test_an_essential_end_is_not_held_up_by_a_sibling_that_restarts(
+    agent: Agent, tiny: str
+) -> None:
+    outcome = await to_the_end(
+        agent,
+        container(tiny, "app", "sleep 1"),
+        container(tiny, "loop", "true", essential=False, restart_policy=AT_ONCE),
+    )
+    assert outcome.view.known.stopped_reason == "Essential container in task exited"
+    assert of(outcome.view, "loop").attempt > 1
+
+
+async def test_what_ended_while_no_agent_was_there_is_started_by_the_next_one(
+    state_dir: Path, tmp_path: Path, tiny: str
+) -> None:
+    async with open_agent(state_dir, tmp_path / "run", resident=True) as agent:
+        script = "echo up; test -e /again && exec sleep 1000; touch /again; sleep 1"
+        task = await begin(agent, container(tiny, "app", script, restart_policy=AT_ONCE))
+        await heard(agent, task, "up")
+    await trio.sleep(1.2)
+    async with open_agent(state_dir, tmp_path / "run", resident=True) as agent:
+        await heard(agent, task, "up\nup\n")
+        view = await reached(agent, task, lambda view: of(view, "app").last_status == "RUNNING")
+        assert of(view, "app").attempt == 1
+        await stopped(agent, task)
