@@ -69,7 +69,8 @@ class Collector:
         self.reports[way] = report(outcome.stdout)
 
     async def as_health_check(self) -> None:
-        check = HealthCheck(command=("CMD", *self._probe, "-o", "/tmp/report"), interval=5)
+        program, *paths = self._probe
+        check = HealthCheck(command=("CMD", program, "-o", "/tmp/report", *paths), interval=5)
         wait = "until [ -e /tmp/report ]; do sleep 0.1; done; cat /tmp/report"
         view = await self._run(command=("sh", "-c", wait), health_check=check)
         self.reports["health check"] = report((await finish(self._agent, view.id)).stdout)
