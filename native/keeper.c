@@ -44,12 +44,23 @@ static uint64_t start_time_of(int pid) {
     return at ? strtoull(at, NULL, 10) : 0;
 }
 
-static void write_status(const char *name, const char *text) {
-    int fd = openat(STATUS_FD, "new", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+/* Renamed into place, so that a reader finds all of it or nothing. */
+static void write_status(const char *name, const char *aside, int flags, const char *text) {
+    int fd = openat(STATUS_FD, aside, O_WRONLY | O_CLOEXEC | flags, 0600);
     if (fd < 0 || write(fd, text, strlen(text)) != (ssize_t)strlen(text))
         return;
     close(fd);
-    renameat(STATUS_FD, "new", STATUS_FD, name);
+    renameat(STATUS_FD, aside, STATUS_FD, name);
+}
+
+/* A full disk must not swallow how the container ended: the room for it is taken beforehand. */
+static int reserve_exit(void) {
+    char blank[96];
+    memset(blank, ' ', sizeof blank);
+    int fd = openat(STATUS_FD, "exit.new", O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0 || write(fd, blank, sizeof blank) != (ssize_t)sizeof blank)
+        return -1;
+    return close(fd);
 }
 
 static void write_pids(int init, uint64_t init_start, int terminal) {
@@ -67,7 +78,7 @@ static void write_pids(int init, uint64_t init_start, int terminal) {
         at += snprintf(text + at, sizeof text - (size_t)at, "userns %d\n", (int)user->n[0]);
     if (net)
         snprintf(text + at, sizeof text - (size_t)at, "netns %d\n", (int)net->n[0]);
-    write_status("pid", text);
+    write_status("pid", "pid.new", O_CREAT | O_TRUNC, text);
 }
 
 static void report(uint32_t kind, uint32_t record, int32_t value, uint64_t start_time) {
@@ -76,7 +87,7 @@ static void report(uint32_t kind, uint32_t record, int32_t value, uint64_t start
         char text[96];
         snprintf(text, sizeof text, "%s %u %d %llu\n", kind == REPORT_ENDED ? "ended" : "failed",
                  record, value, (unsigned long long)r.at_ns);
-        write_status("exit", text);
+        write_status("exit", "exit.new", O_CREAT, text);
     }
     /* The agent may be gone; it finds the file. */
     if (write(REPORT_FD, &r, sizeof r) < 0)
@@ -267,6 +278,8 @@ static int keep(unsigned descriptors) {
     umask(077);
     load_program();
     hold_lock();
+    if (reserve_exit())
+        give_up("exit");
     write_pids(0, 0, -1);
     int signals = signalfd(-1, &handled, SFD_CLOEXEC | SFD_NONBLOCK);
     if (signals < 0 || streams_make(&streams, &program))

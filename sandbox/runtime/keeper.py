@@ -365,7 +365,16 @@ async def find(status_dir: Path, fences: list[int]) -> Keeper | Ended | Failed |
                 await trio.sleep(_LOOK_S)
     except FileNotFoundError:
         return Lost()
+    _reap_ours(status_dir)
     return read_exit(status_dir) or Lost()
+
+
+def _reap_ours(status_dir: Path) -> None:
+    """A keeper that has gone may be our own child: agents can follow each other in one process."""
+    identity = _read_identity(status_dir)
+    if identity is not None and start_time(identity.pid) == identity.start_time:
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PID, identity.pid, os.WEXITED | os.WNOHANG)
 
 
 def _take_lock(status_dir: Path, fences: list[int]) -> bool:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -30,6 +29,7 @@ from sandbox.images.failures import pull_failure_text
 from sandbox.kernel import slots
 from sandbox.kernel.cgroups import Cgroup
 from sandbox.kernel.slots import Slot
+from sandbox.kernel.trees import remove_tree
 from sandbox.model import names
 from sandbox.model.task import ContainerDefinition, TaskDesired
 from sandbox.network.eni import Interface
@@ -141,7 +141,7 @@ async def _empty_directory(scene: Scene) -> None:
     directory = scene.node.task_dir(scene.task.id)
     if not directory.exists():
         return
-    await trio.to_thread.run_sync(shutil.rmtree, directory / "volumes", True)
+    await trio.to_thread.run_sync(remove_tree, directory / "volumes")
     for container in scene.task.definition.container_definitions:
         await scene.node.roots.discard(scene.node.container_dir(scene.task.id, container.name))
 
