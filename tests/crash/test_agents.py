@@ -63,7 +63,7 @@ def processes(agent: Agent, task: str) -> list[int]:
 def is_running(pid: int) -> bool:
     """A zombie has ended, even where the host's first process never reaps."""
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
