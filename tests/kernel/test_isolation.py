@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from errno import EACCES, ENOSYS, ENXIO, EPERM, EROFS
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,11 @@ from typing import Any
 import pytest
 
 from sandbox.kernel import capabilities
+from tests.conftest import leaving_nothing
 from tests.kernel.probe_image import ROOT, Report, differences
 from tests.kernel.probe_tasks import WAYS
 
-pytestmark = pytest.mark.guest
+pytestmark = [pytest.mark.guest, pytest.mark.only_reads]
 
 PEOPLE = {
     "user": (1000, 1000, 1000, 1000),
@@ -93,26 +95,30 @@ def be_odd() -> None:
 
 
 @pytest.fixture(scope="module")
-def collected(probe_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def collected(probe_image: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     directory = tmp_path_factory.mktemp("agent")
-    stray = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
-    with socket.socket(socket.AF_UNIX) as of_the_host:
+    program = (sys.executable, "-m", "tests.kernel.probe_tasks", probe_image, str(directory))
+    with leaving_nothing(), socket.socket(socket.AF_UNIX) as of_the_host, stray_directory() as fd:
         of_the_host.bind(f"\0sandbox-test-{os.getpid()}")
         done = subprocess.run(
-            [
-                *(sys.executable, "-m", "tests.kernel.probe_tasks"),
-                *(probe_image, str(directory), *THROTTLES, "/proc/1/exe"),
-            ],
+            [*program, *THROTTLES, "/proc/1/exe"],
             cwd=ROOT,
             env=os.environ | {SECRET: SECRET},
             stdout=subprocess.PIPE,
-            pass_fds=(stray,),
+            pass_fds=(fd,),
             preexec_fn=be_odd,
             timeout=300,
             check=True,
         )
-    os.close(stray)
-    yield json.loads(done.stdout) | {"state": str(directory)}
+    return {"state": str(directory), **json.loads(done.stdout)}
+
+
+@contextmanager
+def stray_directory() -> Iterator[int]:
+    """A descriptor that survives exec, of the kind with which a container could leave its root."""
+    fd = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+    yield fd
+    os.close(fd)
 
 
 @pytest.fixture(scope="module")
