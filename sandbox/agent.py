@@ -291,6 +291,8 @@ async def _record_as_lost(store: SqliteStore) -> None:
         lost = msgspec.structs.replace(
             known,
             last_status=Status.STOPPED,
+            version=known.version + 1,
+            raised_event=True,
             stop_code=StopCode.INFRASTRUCTURE_HEALTH,
             stopped_reason=LOST_REASON,
             stopped_at=time.time(),

@@ -226,17 +226,17 @@ class Tasks:
         self, *, after: int | None = None, follow: bool = False
     ) -> AsyncIterator[Event]:
         """Events of all tasks, oldest first; `after` is a revision, None is from the beginning."""
-        until = self._node.store.revision
-        versions: dict[str, int] = {}
-        if not follow and until <= (after or 0):
+        store = self._node.store
+        until = store.revision
+        after = store.compacted if after is None else after
+        if not follow and until <= after:
             return
-        async for change in self._node.store.watch(rows.TASKS, after or 0):
+        async for change in store.watch(rows.TASKS, after):
             if not follow and change.rev > until:
                 return
             if change.key.endswith("/known") and change.value is not None:
                 known = msgspec.json.decode(change.value, type=TaskKnown)
-                if known.version > versions.get(known.id, 0):
-                    versions[known.id] = known.version
+                if known.raised_event:
                     yield _event(change.rev, change.at, known)
             if not follow and change.rev >= until:
                 return

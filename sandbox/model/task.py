@@ -235,6 +235,8 @@ class TaskKnown(Record, frozen=True, kw_only=True):
     last_status: Status = Status.PROVISIONING
     version: int = 1
     """Counts the changes that raise an event."""
+    raised_event: bool = False
+    """This is such a change: `version` counted when the row was written."""
     containers: tuple[ContainerKnown, ...] = ()
     connectivity_at: float | None = None
     pull_started_at: float | None = None

@@ -54,15 +54,21 @@ class Record:
             )
         )
 
+    def note_never_started(self) -> None:
+        """The task ends: what waits for its start waits no more."""
+        for container in self.known.containers:
+            if container.last_status == "PENDING":
+                self.note(container.name, last_status="STOPPED")
+
     def save(self, **changes: Any) -> None:
         """Not waited for: whoever reads the store sees the changes in order, a moment later."""
-        self.change(**changes)
+        self.change(**{"raised_event": False} | changes)
         self._store.post({rows.known_key(self.known.id): self.known})
         self._failpoints.reach(f"known.{self.known.last_status.name.lower()}")
 
     def save_event(self, version: int, **changes: Any) -> None:
         """A change that raises an event: each has a higher version than the one before."""
-        self.save(version=max(self.known.version + 1, version), **changes)
+        self.save(version=max(self.known.version + 1, version), raised_event=True, **changes)
 
     async def settle(self) -> None:
         """Wait until what was saved is in the store."""

@@ -115,7 +115,7 @@ class Supervisor:
     # Begin ----------------------------------------------------------------------------------
 
     async def _begin(self) -> EndCause:
-        self.record.save()
+        self.record.save(raised_event=True)
         with trio.CancelScope() as self._preparing:
             if self._is_wanted:
                 async with self._node.lane:
@@ -217,6 +217,7 @@ class Supervisor:
             stopping_at=known.stopping_at or time.time(),
         )
         await self._stop_containers()
+        self.record.note_never_started()
         self.record.save_event(5, last_status=Status.DEPROVISIONING)
         await self.containers.leave(patient=self._is_wanted)
         await self._undo()
@@ -250,6 +251,7 @@ class Supervisor:
             await self._undo()
         except ExceptionGroup as group:
             self._node.log.error("not undone", task=known.id, error=repr(group))
+        self.record.note_never_started()
         for name in self.record.live():
             self.record.note(name, last_status="STOPPED", reason=_GIVEN_UP, finished_at=time.time())
         self.record.save_event(

@@ -43,6 +43,10 @@ class Store(Protocol):
     def revision(self) -> int:
         """The newest revision; 0 for an empty store."""
 
+    @property
+    def compacted(self) -> int:
+        """Up to this revision the log is forgotten; 0 when all of it is there."""
+
     def get(self, key: str, kind: type[T]) -> Versioned[T] | None:
         """The value at `key`, or None."""
 

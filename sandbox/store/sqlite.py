@@ -117,6 +117,12 @@ class SqliteStore:
         self._check_open()
         return self._log.revision
 
+    @property
+    def compacted(self) -> int:
+        self._check_open()
+        floor: int = self._log.floor
+        return floor
+
     def get(self, key: str, kind: type[T]) -> Versioned[T] | None:
         rows = self._read("SELECT key, rev, value FROM head WHERE key = ?", key)
         return self._versioned(rows[0], kind) if rows else None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from functools import partial
 
 import pytest
 import trio
 
 from sandbox.agent import Agent
+from sandbox.model.observed import Event
 from sandbox.model.task import ContainerDependency, LinuxParameters, Status, StopCode
 from tests.kernel.conftest import Run, finish, until
 from tests.kernel.probe_image import Images
@@ -109,7 +111,8 @@ async def silent_registry() -> AsyncIterator[tuple[str, trio.Event]]:
             await trio.sleep_forever()
 
     async with trio.open_nursery() as nursery:
-        (listener,) = await nursery.start(trio.serve_tcp, serve, 0, host="127.0.0.1")
+        listen = partial(trio.serve_tcp, serve, 0, host="127.0.0.1")
+        (listener,) = await nursery.start(listen)
         yield f"127.0.0.1:{listener.socket.getsockname()[1]}/slow:latest", asked
         nursery.cancel_scope.cancel()
 
@@ -202,18 +205,29 @@ async def test_each_task_raises_six_events_in_order(agent: Agent, tiny: str) -> 
             (6, "STOPPED", "STOPPED"),
         ]
     assert [event.rev for event in events] == sorted({event.rev for event in events})
-    after = [event async for event in agent.tasks.events(after=events[3].rev)]
-    assert [event.rev for event in after] == [event.rev for event in events[4:]]
+    for place, event in enumerate(events):
+        later = [later.rev async for later in agent.tasks.events(after=event.rev)]
+        assert later == [event.rev for event in events[place + 1 :]]
+
+
+async def test_events_can_be_read_after_the_log_was_cut(agent: Agent, tiny: str) -> None:
+    await to_the_end(agent, container(tiny, "app", "true"))
+    await agent.node.store.compact(keep=1)
+    task = (await to_the_end(agent, container(tiny, "app", "true"))).view.id
+    events = [event async for event in agent.tasks.events()]
+    assert [event.version for event in events if event.task == task] == [1, 2, 3, 4, 5, 6]
 
 
 async def test_followed_events_come_while_they_happen(agent: Agent, tiny: str) -> None:
     heard_of: list[int] = []
 
     async def follow() -> None:
-        async for event in agent.tasks.events(follow=True):
-            heard_of.append(event.version)
-            if event.version == 6:
-                return
+        events: AsyncGenerator[Event, None] = agent.tasks.events(follow=True)  # type: ignore[assignment]
+        async with contextlib.aclosing(events):
+            async for event in events:
+                heard_of.append(event.version)
+                if event.version == 6:
+                    return
 
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:

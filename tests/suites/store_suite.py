@@ -262,7 +262,9 @@ class StoreSuite:
         async with self.opened(tmp_path) as store:
             for n in range(10):
                 await store.txn({f"a/{n}": Number(n)})
+            assert store.compacted == 0
             await store.compact(3)
+            assert store.compacted == store.revision - 3
             assert [found.rev for found in store.list("a/", Number)] == list(range(1, 11))
             assert [change.rev for change in await _take(store.watch("", 7), 3)] == [8, 9, 10]
             with pytest.raises(StoreError, match="list again"):
