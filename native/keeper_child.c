@@ -138,7 +138,7 @@ static void become_ordinary(void) {
 }
 
 _Noreturn void child_run(const struct program *program, const struct child_fds *fds) {
-    struct child c = {.program = program, .fds = fds, .root = -1, .null = -1, .empty = -1};
+    struct child c = {.program = program, .fds = fds, .root = -1, .null = -1};
     sigset_t none;
     become_ordinary();
     for (c.index = 0; c.index < program->count; c.index++)

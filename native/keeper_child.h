@@ -10,7 +10,6 @@ struct child {
     uint32_t index; /* the record that runs now; named when something fails */
     int root;       /* the container's root, before PIVOT; afterwards "/" is it */
     int null;       /* the host's /dev/null, checked, to mask files with */
-    int empty;      /* an empty read-only tmpfs, to mask directories with */
 };
 
 _Noreturn void child_fail(const struct child *c, int error);

@@ -197,13 +197,12 @@ int mount_device(struct child *c, unsigned major, unsigned minor, const char *na
     return close_keeping_errno(mount, result);
 }
 
-static int empty_directory(struct child *c) {
+/* One for each mask: before Linux 6.15 a detached mount could not be cloned. */
+static int empty_directory(void) {
     static const struct list options = {2, "size=0\0mode=0555"};
-    if (c->empty < 0)
-        c->empty = new_file_system("tmpfs", &options,
-                                   MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV |
-                                       MOUNT_ATTR_NOEXEC);
-    return c->empty;
+    return new_file_system("tmpfs", &options,
+                           MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV |
+                               MOUNT_ATTR_NOEXEC);
 }
 
 int mount_mask(struct child *c, const char *path) {
@@ -213,7 +212,7 @@ int mount_mask(struct child *c, const char *path) {
         return errno == ENOENT ? 0 : -1;
     if (fstat(target, &st))
         return close_keeping_errno(target, -1);
-    int cover = S_ISDIR(st.st_mode) ? open_tree_of(empty_directory(c)) : open_node(c->null);
+    int cover = S_ISDIR(st.st_mode) ? empty_directory() : open_node(c->null);
     int result = cover < 0 ? -1 : attach(cover, target);
     close_keeping_errno(cover, 0);
     return close_keeping_errno(target, result);

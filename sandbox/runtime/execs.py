@@ -15,6 +15,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -33,6 +34,9 @@ from sandbox.runtime.container import (
 )
 from sandbox.runtime.keeper import Ended, Keeper, StartFailed
 from sandbox.runtime.node import Node
+
+_ENDING_S: Final = 0.1
+"""A container that is killed takes an exec that joins it along, in any order."""
 
 
 class Target:
@@ -88,6 +92,10 @@ class Target:
             )
             return await keepers.start(program, binary=self.node.keeper, status_dir=status_dir)
         except StartFailed as error:
+            if not error.is_exec and await self._keeper.ends_within(_ENDING_S):
+                raise InvalidParameterException(
+                    f"container {self._definition.name} is not running"
+                ) from None
             raise _refused(error, request.command[0]) from None
         finally:
             cgroup.close()

@@ -144,6 +144,14 @@ class Keeper:
         """For entering the container; None when it has ended."""
         return self._init
 
+    async def ends_within(self, seconds: float) -> bool:
+        """Whether the container's first process has ended, or does now."""
+        with trio.move_on_after(seconds):
+            if self._init is not None:
+                await trio.lowlevel.wait_readable(self._init)
+            return True
+        return False
+
     def resize(self, rows: int, columns: int) -> None:
         """The container's terminal; InvalidParameterException when it has none."""
         fd = self._borrow("terminal")
