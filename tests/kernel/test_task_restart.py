@@ -23,7 +23,7 @@ from tests.kernel.tasks import (
     written,
 )
 
-pytestmark = [pytest.mark.guest, pytest.mark.usefixtures("any_period")]
+pytestmark = pytest.mark.usefixtures("any_period")
 
 AT_ONCE = RestartPolicy(enabled=True, restart_attempt_period=0)
 COUNT_TO_3 = (
