@@ -29,7 +29,7 @@ from tests.conftest import leaving_nothing
 from tests.kernel.probe_image import ROOT, Report, differences
 from tests.kernel.probe_tasks import WAYS
 
-pytestmark = [pytest.mark.guest, pytest.mark.only_reads]
+pytestmark = pytest.mark.only_reads
 
 PEOPLE = {
     "user": (1000, 1000, 1000, 1000),
