@@ -36,14 +36,14 @@ static int set_attributes(int fd, uint64_t set, unsigned flags) {
     return (int)syscall(SYS_mount_setattr, fd, "", AT_EMPTY_PATH | flags, &attr, sizeof attr);
 }
 
-static int in_root(int root, const char *path, uint64_t flags) {
-    struct open_how how = {.flags = flags | O_CLOEXEC,
-                           .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS};
-    return (int)syscall(SYS_openat2, root, path, &how, sizeof how);
+static int open_resolved(int directory, const char *path, int flags, uint64_t resolve) {
+    struct open_how how = {.flags = (uint64_t)flags | O_CLOEXEC,
+                           .resolve = resolve | RESOLVE_NO_MAGICLINKS};
+    return (int)syscall(SYS_openat2, directory, path, &how, sizeof how);
 }
 
 int open_in_root(const struct child *c, const char *path, int flags) {
-    return in_root(c->root, path, (uint64_t)flags);
+    return open_resolved(c->root, path, flags, RESOLVE_IN_ROOT);
 }
 
 static int close_keeping_errno(int fd, int result) {
@@ -54,8 +54,19 @@ static int close_keeping_errno(int fd, int result) {
     return result;
 }
 
-/* mkdir -p inside the root, one name after another: each is resolved by the kernel, with all links,
- * and made in the directory that the name before it led to. Returns the last one, opened. */
+/* "name" in the directory `parent`, made if it is not there; where a link or ".." leads is asked
+ * with the whole path before it. */
+static int open_next(const struct child *c, int parent, const char *name, const char *path) {
+    static const uint64_t here = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS;
+    int fd = open_resolved(parent, name, O_PATH | O_DIRECTORY, here);
+    if (fd < 0 && errno == ENOENT && (mkdirat(parent, name, 0755) == 0 || errno == EEXIST))
+        fd = open_resolved(parent, name, O_PATH | O_DIRECTORY, here);
+    if (fd < 0 && (errno == ELOOP || errno == EXDEV))
+        fd = open_in_root(c, path, O_PATH | O_DIRECTORY);
+    return fd;
+}
+
+/* mkdir -p inside the root, one name after another; returns the last directory, opened. */
 static int open_directories(const struct child *c, const char *path, size_t length) {
     char part[PATH_MAX];
     int parent = open_in_root(c, ".", O_PATH | O_DIRECTORY);
@@ -68,11 +79,7 @@ static int open_directories(const struct child *c, const char *path, size_t leng
             continue;
         memcpy(part, path, end);
         part[end] = 0;
-        int fd = open_in_root(c, part, O_PATH | O_DIRECTORY);
-        if (fd < 0 && errno == ENOENT &&
-            (mkdirat(parent, part + begin, 0755) == 0 || errno == EEXIST))
-            fd = open_in_root(c, part, O_PATH | O_DIRECTORY);
-        parent = close_keeping_errno(parent, fd);
+        parent = close_keeping_errno(parent, open_next(c, parent, part + begin, part));
     }
     return parent;
 }
