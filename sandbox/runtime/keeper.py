@@ -146,11 +146,16 @@ class Keeper:
 
     async def ends_within(self, seconds: float) -> bool:
         """Whether the container's first process has ended, or does now."""
-        with trio.move_on_after(seconds):
-            if self._init is not None:
-                await trio.lowlevel.wait_readable(self._init)
+        if self._init is None:
             return True
-        return False
+        own = os.dup(self._init)  # of one descriptor, trio lets only one task wait
+        try:
+            with trio.move_on_after(seconds):
+                await trio.lowlevel.wait_readable(own)
+                return True
+            return False
+        finally:
+            os.close(own)
 
     def resize(self, rows: int, columns: int) -> None:
         """The container's terminal; InvalidParameterException when it has none."""
