@@ -104,8 +104,7 @@ class Containers:
         """
         ended: list[tuple[str, Found]] = []
         for name in [c.name for c in self._record.known.containers]:
-            directory = self._node.container_dir(self._record.known.id, name)
-            found = await recovery.look(directory, self._fences)
+            found = await self._look(name)
             if found is None:
                 if self._record.container(name).last_status == "RUNNING":
                     await self._after_end(name, Lost(), None)  # its directory was taken away
@@ -115,6 +114,16 @@ class Containers:
                 ended.append((name, found))
         for name, found in ended:
             await self._hear_of_end(name, found)
+
+    async def _look(self, name: str) -> Found | None:
+        task = self._record.known.id
+        directory = self._node.container_dir(task, name)
+        cgroup = self._node.tree.find(names.container_cgroup(task, name))
+        try:
+            return await recovery.look(directory, cgroup, self._fences)
+        finally:
+            if cgroup is not None:
+                cgroup.close()
 
     def _take_over(self, name: str, keeper: Keeper, found: Found) -> None:
         if self._scene.slot is None and (held := keeper.namespaces()) is not None:

@@ -4,6 +4,9 @@ A second keeper with a program that joins the container: cgroup first, then all 
 the pidfd of its first process in one setns, then the same filter, capabilities and ids as that one
 had. Nothing of the agent enters the task; the keeper's child is not dumpable until its exec, so a
 process that lies in wait can neither trace it nor open what it holds.
+
+Each command has a cgroup below the container's, which limits nothing: one that is cancelled, and a
+health check in any case, ends with everything that it has started.
 """
 
 from __future__ import annotations
@@ -19,8 +22,10 @@ from typing import Final
 
 import trio
 
-from sandbox.errors import InvalidParameterException, KernelError, TaskFailed
+from sandbox.errors import InvalidParameterException, KernelError, SandboxError, TaskFailed
 from sandbox.images.documents import ImageConfig
+from sandbox.kernel.cgroups import Cgroup, Members
+from sandbox.kernel.program import Program
 from sandbox.model import names
 from sandbox.model.observed import ExecRequest
 from sandbox.model.request import Streams
@@ -35,6 +40,7 @@ from sandbox.runtime.container import (
 from sandbox.runtime.keeper import Ended, Keeper, StartFailed
 from sandbox.runtime.node import Node
 
+_KILL_TIMEOUT_S: Final = 10.0
 _ENDING_S: Final = 0.1
 """A container that is killed takes an exec that joins it along, in any order."""
 
@@ -60,45 +66,64 @@ class Target:
         self._keeper = keeper
         self._hostname = hostname
 
-    async def start(
-        self, request: ExecRequest, streams: Streams | None, status_dir: Path
-    ) -> Keeper:
+    async def start(self, request: ExecRequest, streams: Streams) -> Command:
         """Raises TaskFailed with a shell's exit code when the command cannot be started."""
-        pidfd = self._keeper.init_pidfd
         cgroup = self.node.tree.find(names.container_cgroup(self._task, self._definition.name))
-        if pidfd is None or cgroup is None:
-            raise InvalidParameterException(f"container {self._definition.name} is not running")
+        if cgroup is None:
+            raise self._not_running()
+        name = _name(secrets.token_hex(8))
+        status_dir = self.node.container_dir(self._task, self._definition.name) / name
+        nest = cgroup.find_nest(name)
         try:
-            user = self._identity(request)
-            variables = container_environment(
-                self._definition, self._config, self._hostname, self.node.place.region, user.home
-            )
-            definition_limits = choose_limits(
-                self._definition.ulimits, may_raise=self.node.may_raise_limits
-            )
-            program = compile_exec(
-                pidfd=pidfd,
-                cgroup=cgroup.directory_fd,
-                tasks_files=cgroup.tasks_fds,
-                id_base=self._id_base,
-                definition=self._definition,
-                words=request.command,
-                variables=variables | request.environment,
-                user=user,
-                working_directory=self._directory(request),
-                limits=definition_limits,
-                terminal=request.terminal,
-                streams=streams,
-            )
-            return await keepers.start(program, binary=self.node.keeper, status_dir=status_dir)
-        except StartFailed as error:
-            if not error.is_exec and await self._keeper.ends_within(_ENDING_S):
-                raise InvalidParameterException(
-                    f"container {self._definition.name} is not running"
-                ) from None
-            raise _refused(error, request.command[0]) from None
+            cgroup.nest(name)
+            program = self._compile(request, streams, cgroup, nest)
+            keeper = await keepers.start(program, binary=self.node.keeper, status_dir=status_dir)
+            return Command(keeper, nest)
+        except BaseException as error:
+            await _discard(status_dir, nest)
+            if isinstance(error, StartFailed):
+                raise await self._refused(error, request.command[0]) from None
+            raise
         finally:
             cgroup.close()
+            nest.close()
+
+    def _compile(
+        self, request: ExecRequest, streams: Streams, cgroup: Cgroup, nest: Members
+    ) -> Program:
+        pidfd = self._keeper.init_pidfd
+        if pidfd is None:
+            raise self._not_running()
+        user = self._identity(request)
+        variables = container_environment(
+            self._definition, self._config, self._hostname, self.node.place.region, user.home
+        )
+        return compile_exec(
+            pidfd=pidfd,
+            cgroup=nest.directory_fd,
+            tasks_files=cgroup.tasks_fds,
+            id_base=self._id_base,
+            definition=self._definition,
+            words=request.command,
+            variables=variables | request.environment,
+            user=user,
+            working_directory=self._directory(request),
+            limits=choose_limits(self._definition.ulimits, may_raise=self.node.may_raise_limits),
+            terminal=request.terminal,
+            streams=streams,
+        )
+
+    async def _refused(self, error: StartFailed, command: str) -> SandboxError:
+        if not error.is_exec:
+            if await self._keeper.ends_within(_ENDING_S):
+                return self._not_running()
+            return KernelError(error.call, error.subject, error.errno)
+        if error.errno == 2:
+            return TaskFailed(f'exec: "{command}": executable file not found in $PATH', 127)
+        return TaskFailed(f'exec: "{command}": {os.strerror(error.errno)}', 126)
+
+    def _not_running(self) -> InvalidParameterException:
+        return InvalidParameterException(f"container {self._definition.name} is not running")
 
     def _directory(self, request: ExecRequest) -> str:
         own = self._definition.working_directory or self._config.working_dir
@@ -110,9 +135,7 @@ class Target:
         try:
             root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
-            raise InvalidParameterException(
-                f"container {self._definition.name} is not running"
-            ) from None
+            raise self._not_running() from None
         try:
             wanted = request.user if request.user is not None else own
             user = self.node.roots.resolve_user(root, wanted)
@@ -120,11 +143,24 @@ class Target:
             os.close(root)
         return Identity(uid=user.uid, gid=user.gid, groups=user.groups, home=user.home)
 
-    def exec_dir(self) -> tuple[str, Path]:
-        """A new id and the status directory for it."""
-        exec_id = secrets.token_hex(8)
-        directory = self.node.container_dir(self._task, self._definition.name)
-        return exec_id, directory / f"exec.{exec_id}"
+
+class Command:
+    """A command that was started in a container."""
+
+    def __init__(self, keeper: Keeper, cgroup: Members) -> None:
+        self.id = _id(keeper.status_dir)
+        self.keeper = keeper
+        self._cgroup = cgroup
+
+    async def leave(self, *, kill: bool) -> None:
+        """Let go of it; `kill` ends it before, and everything that it has started."""
+        with trio.CancelScope(shield=True):
+            if kill:
+                self._cgroup.kill()
+                await self._cgroup.wait_empty(_KILL_TIMEOUT_S)
+            await self.keeper.see_out()
+            self.keeper.close()
+            await _discard(self.keeper.status_dir, self._cgroup)
 
 
 async def run(
@@ -134,57 +170,60 @@ async def run(
     running: dict[str, Keeper],
     started: Callable[[str], None] | None = None,
 ) -> int:
-    """The exit code. `running` has the exec's keeper while it runs, by the exec's id."""
-    exec_id, status_dir = target.exec_dir()
+    """The exit code. `running` has the exec's keeper while it runs, by the exec's id.
+
+    What the command leaves running in the background runs on, unless this is cancelled.
+    """
     reach = target.node.failpoints.reach
+    reach("exec.do")
+    command = await target.start(request, streams)
+    reach("exec.done")
+    running[command.id] = command.keeper
+    if started is not None:
+        started(command.id)
+    end = None
     try:
-        reach("exec.do")
-        keeper = await target.start(request, streams, status_dir)
-        reach("exec.done")
-        running[exec_id] = keeper
-        if started is not None:
-            started(exec_id)
-        try:
-            end = await keeper.wait()
-            await keeper.wait_gone()
-        finally:
-            del running[exec_id]
-            reach("exec.undo")
-            await leave(keeper)
-            reach("exec.undone")
-        return end.exit_code if isinstance(end, Ended) else 137
+        end = await command.keeper.wait()
+        await command.keeper.wait_gone()
     finally:
-        await discard(status_dir)
+        del running[command.id]
+        reach("exec.undo")
+        await command.leave(kill=end is None)
+        reach("exec.undone")
+    return end.exit_code if isinstance(end, Ended) else 137
 
 
-async def leave(keeper: Keeper) -> None:
-    """Cancelled or ended: nothing of it stays."""
-    with trio.CancelScope(shield=True):
-        keeper.signal(signal.SIGKILL)
-        await keeper.see_out()
-        keeper.close()
-
-
-async def end_all(container_dir: Path) -> None:
+async def end_all(container_dir: Path, cgroup: Cgroup | None) -> None:
     """After an agent that died: nobody waits for its execs any more."""
     fences: list[int] = []
     for status_dir in list(container_dir.glob("exec.*")):
+        nest = cgroup.find_nest(status_dir.name) if cgroup else None
         found = await keepers.find(status_dir, fences)
         if isinstance(found, Keeper):
-            await leave(found)
-        await discard(status_dir)
+            found.signal(signal.SIGKILL)
+            if nest is not None:
+                nest.kill()
+            await found.see_out()
+            found.close()
+        await _discard(status_dir, nest)
     for fence in fences:  # a keeper that comes late finds no place for its lock
         os.close(fence)
 
 
-async def discard(status_dir: Path) -> None:
-    with trio.CancelScope(shield=True), contextlib.suppress(OSError):
-        await trio.to_thread.run_sync(shutil.rmtree, status_dir, True)
+async def _discard(status_dir: Path, cgroup: Members | None) -> None:
+    with trio.CancelScope(shield=True):
+        if cgroup is not None:
+            with contextlib.closing(cgroup), contextlib.suppress(KernelError):
+                if not cgroup.populated():
+                    cgroup.remove()
+        with contextlib.suppress(OSError):
+            await trio.to_thread.run_sync(shutil.rmtree, status_dir, True)
 
 
-def _refused(error: StartFailed, command: str) -> TaskFailed | KernelError:
-    if not error.is_exec:
-        return KernelError(error.call, error.subject, error.errno)
-    if error.errno == 2:
-        return TaskFailed(f'exec: "{command}": executable file not found in $PATH', 127)
-    return TaskFailed(f'exec: "{command}": {os.strerror(error.errno)}', 126)
+def _name(exec_id: str) -> str:
+    """Of an exec's status directory and of its cgroup; a container's files have no such name."""
+    return f"exec.{exec_id}"
+
+
+def _id(status_dir: Path) -> str:
+    return status_dir.name.partition(".")[2]

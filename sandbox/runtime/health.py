@@ -84,20 +84,19 @@ async def watch(
 async def _once(
     check: HealthCheck, target: execs.Target, words: tuple[str, ...]
 ) -> tuple[int, str]:
-    _, status_dir = target.exec_dir()
     try:
-        keeper = await target.start(ExecRequest(command=words), Streams(), status_dir)
+        command = await target.start(ExecRequest(command=words), Streams())
     except SandboxError as error:
         return getattr(error, "exit_code", None) or 126, str(error)
+    keeper = command.keeper
     try:
         end = None
         with trio.move_on_after(check.timeout):
             end = await keeper.wait()
             await keeper.wait_gone()
         code = end.exit_code if isinstance(end, Ended) else 137
-        output = b"".join(r.data for r in Tail(status_dir, "").read())[:_OUTPUT_LIMIT]
+        output = b"".join(r.data for r in Tail(keeper.status_dir, "").read())[:_OUTPUT_LIMIT]
         text = output.decode(errors="replace")
         return code, text if end else f"Health check exceeded timeout ({check.timeout}s): {text}"
     finally:
-        await execs.leave(keeper)
-        await execs.discard(status_dir)
+        await command.leave(kill=True)

@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from sandbox.kernel.cgroups import Cgroup
 from sandbox.runtime import execs
 from sandbox.runtime import keeper as keepers
 from sandbox.runtime.keeper import Ended, Failed, Keeper, Lost
@@ -26,13 +27,13 @@ class Found:
     began_at: float
 
 
-async def look(container_dir: Path, fences: list[int]) -> Found | None:
+async def look(container_dir: Path, cgroup: Cgroup | None, fences: list[int]) -> Found | None:
     """None when it was never started. Execs are ended: nobody waits for them any more.
 
     A start that did not come to be was either the first one, or one after an end that called for
     it: then that end is what was found, and calls for it again. `fences`: see `keeper.find`.
     """
-    await execs.end_all(container_dir)
+    await execs.end_all(container_dir, cgroup)
     starts = _starts(container_dir)
     if not starts:
         return None

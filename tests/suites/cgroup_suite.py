@@ -14,14 +14,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 import trio
 
 from sandbox.errors import KernelError
-from sandbox.kernel.cgroups import Cgroup, CgroupTree, Limits
+from sandbox.kernel.cgroups import Cgroup, CgroupTree, Limits, Members
 
 MIB = 1 << 20
 PATIENCE_S = 20.0
@@ -78,6 +78,30 @@ while True:
             assert child.wait(PATIENCE_S) == -9
             assert await group.wait_empty(PATIENCE_S)
         release(group)
+
+    async def test_what_is_in_a_nest_is_ended_apart_and_limited_with_the_rest(
+        self, tree: CgroupTree
+    ) -> None:
+        group = leaf(tree, Limits(pids_max=40))
+        nest = group.nest("exec.1")
+        with inside(group, SAY_READY + HOLD, ready=True) as first:
+            with inside(group, SAY_READY + HOLD, ready=True, nest=nest) as second:
+                assert sorted(group.pids()) == sorted([first.pid, second.pid])
+                assert nest.pids() == [second.pid]
+                assert group.stats().pids == 2
+                with pytest.raises(KernelError) as caught:
+                    nest.remove()
+                assert caught.value.errno == errno.EBUSY
+                with closing(group.find_nest("exec.1")) as found:
+                    found.kill()
+                assert second.wait(PATIENCE_S) == -9
+                assert await nest.wait_empty(PATIENCE_S)
+                nest.remove()
+            assert first.poll() is None
+            group.nest("exec.2").close()
+        group.remove()  # with the nest that nobody removed
+        nest.kill()
+        nest.remove()
 
     async def test_ending_what_is_gone_is_no_error(self, tree: CgroupTree) -> None:
         group = leaf(tree, Limits())
@@ -328,15 +352,18 @@ def release(*groups: Cgroup) -> None:
 
 
 @contextmanager
-def inside(group: Cgroup, code: str, *, ready: bool = False) -> Iterator[subprocess.Popen[str]]:
+def inside(
+    group: Cgroup, code: str, *, ready: bool = False, nest: Members | None = None
+) -> Iterator[subprocess.Popen[str]]:
     """Run Python `code` in the cgroup; end whatever is left there afterwards."""
+    place = nest or group
     tasks = ",".join(str(fd) for fd in group.tasks_fds)
     child = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", JOIN, str(group.directory_fd), tasks, code],
+        [sys.executable, "-I", "-S", "-c", JOIN, str(place.directory_fd), tasks, code],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        pass_fds=(group.directory_fd, *group.tasks_fds),
+        pass_fds=(place.directory_fd, *group.tasks_fds),
     )
     with child:
         try:
@@ -346,7 +373,7 @@ def inside(group: Cgroup, code: str, *, ready: bool = False) -> Iterator[subproc
             yield child
         finally:
             child.kill()
-            group.kill()
+            place.kill()
 
 
 async def end_soon(child: subprocess.Popen[str]) -> None:

@@ -29,12 +29,14 @@ limit of memory.
 
     hierarchies   where things are mounted, which of them to use (pure), branches opened in them
     files         the files, declared with cgroupspy's descriptors; the only door to that library
+    members       the processes of a cgroup, which needs no controller
     group, tree   Cgroup and CgroupTree
     devices       the device policy as a program (pure)
 """
 
 from sandbox.kernel.cgroups.group import Cgroup
 from sandbox.kernel.cgroups.limits import CgroupStats, Limits
+from sandbox.kernel.cgroups.members import Members
 from sandbox.kernel.cgroups.tree import CgroupTree
 
-__all__ = ["Cgroup", "CgroupStats", "CgroupTree", "Limits"]
+__all__ = ["Cgroup", "CgroupStats", "CgroupTree", "Limits", "Members"]

@@ -11,21 +11,13 @@ repeated. One thread at a time uses a handle.
 
 from __future__ import annotations
 
-import errno
 import os
-import select
-import signal
-import time
 from dataclasses import dataclass
 
-import trio
-
-from sandbox.errors import KernelError
-from sandbox.kernel.cgroups.files import Core, Cpu, CpuV1, CpuV2, Memory, MemoryV1, MemoryV2, Pids
-from sandbox.kernel.cgroups.hierarchies import CONTROLLERS, GONE, Branch
+from sandbox.kernel.cgroups.files import Cpu, CpuV1, CpuV2, Memory, MemoryV1, MemoryV2, Pids
+from sandbox.kernel.cgroups.hierarchies import CONTROLLERS, Branch
 from sandbox.kernel.cgroups.limits import CgroupStats, Limits
-
-FREEZE_AND_KILL_PATIENCE_S = 5.0
+from sandbox.kernel.cgroups.members import Members
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,27 +52,16 @@ class Branches:
             branch.close()
 
 
-class Cgroup:
+class Cgroup(Members):
     """See the module. Made by `CgroupTree.create` or `CgroupTree.find`."""
 
     def __init__(self, branches: Branches, name: str, directory: str) -> None:
-        self.name = name
+        super().__init__(branches.unified, name, directory, has_kill=branches.has_kill)
         self._branches = branches
-        self._directory = directory
-        self._directory_fd: int | None = None
         self._tasks_fds: tuple[int, ...] | None = None
-        self._core = Core(branches.unified, directory)
         self._cpu: Cpu = _cpu(branches, directory)
         self._memory: Memory = _memory(branches, directory)
         self._pids = Pids(branches.pids, directory)
-
-    @property
-    def directory_fd(self) -> int:
-        """The version 2 directory, for CLONE_INTO_CGROUP. Valid until `close`."""
-        if self._directory_fd is None:
-            flags = os.O_RDONLY | os.O_DIRECTORY
-            self._directory_fd = self._branches.unified.open(self._directory, flags)
-        return self._directory_fd
 
     @property
     def tasks_fds(self) -> tuple[int, ...]:
@@ -118,48 +99,6 @@ class Cgroup:
         """
         return self._memory.oom_kills()
 
-    def pids(self) -> list[int]:
-        """The processes in it and below, as this process sees them. A snapshot."""
-        unified = self._branches.unified
-        below = [f"{self._directory}/{child}" for child in unified.children(self._directory)]
-        return [pid for each in (self._directory, *below) for pid in self._pids_of(each)]
-
-    def populated(self) -> bool:
-        """Is any process in it or below? A cgroup that is gone is not populated."""
-        try:
-            return bool(self._core.events["populated"])
-        except KernelError as error:
-            if error.errno in GONE:
-                return False
-            raise
-
-    def freeze(self) -> None:
-        """Stop every process in it and below, and whatever joins; done when `is_frozen`."""
-        self._core.freeze = True
-
-    def thaw(self) -> None:
-        self._core.freeze = False
-
-    def is_frozen(self) -> bool:
-        return bool(self._core.events["frozen"])
-
-    def kill(self) -> None:
-        """SIGKILL to all in it and below, forks in flight too; `wait_empty` sees it through."""
-        try:
-            if self._branches.has_kill:
-                self._core.kill = True
-            else:
-                self._freeze_and_kill()
-        except KernelError as error:
-            if error.errno not in GONE:
-                raise
-
-    async def wait_empty(self, timeout_s: float) -> bool:
-        """True once no process is left, false when `timeout_s` has passed before that."""
-        with trio.move_on_after(timeout_s):
-            await self._wait_empty()
-        return not self.populated()
-
     def remove(self) -> None:
         """Remove it with all below it, in every hierarchy.
 
@@ -171,13 +110,12 @@ class Cgroup:
 
     def close(self) -> None:
         """Let go of every descriptor. The handle stays usable."""
-        for files in (self._core, self._cpu, self._memory, self._pids):
+        super().close()
+        for files in (self._cpu, self._memory, self._pids):
             files.close()
         for fd in self._tasks_fds or ():
             os.close(fd)
-        if self._directory_fd is not None:
-            os.close(self._directory_fd)
-        self._tasks_fds = self._directory_fd = None
+        self._tasks_fds = None
 
     def make(self, limits: Limits) -> None:
         """Directories in every hierarchy, then limits. For `CgroupTree.create`."""
@@ -194,64 +132,6 @@ class Cgroup:
         self._cpu.apply(limits, new=new)
         self._memory.apply(limits, new=new)
         self._pids.apply(limits, new=new)
-
-    def _pids_of(self, directory: str) -> list[int]:
-        try:
-            text = self._branches.unified.read(f"{directory}/cgroup.procs")
-        except KernelError as error:
-            if error.errno in GONE:
-                return []
-            raise
-        # 0 stands for a process of a PID namespace that is not ours or below ours.
-        return [int(pid) for pid in text.split() if pid != "0"]
-
-    def _freeze_and_kill(self) -> None:
-        """What `cgroup.kill` does, for kernels before 5.14: nothing frozen can fork away."""
-        self.freeze()
-        deadline = time.monotonic() + FREEZE_AND_KILL_PATIENCE_S
-        while self.populated():
-            for pid in self.pids():
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue  # it died between the listing and now
-                except OSError as error:
-                    raise KernelError("kill", str(pid), error.errno or errno.EIO) from error
-            if time.monotonic() > deadline:
-                raise KernelError("kill", self.name, errno.ETIMEDOUT)
-            time.sleep(0.001)
-
-    async def _wait_empty(self) -> None:
-        """`cgroup.events` is readable at any time and *exceptional* after a change.
-
-        trio waits for readable descriptors only; an epoll that watches for the exception is one.
-        The kernel holds a second notification back for up to 10 ms after the first, so a short
-        life would be noticed late: hence the short looks at the beginning.
-        """
-        try:
-            fd = self._branches.unified.open(f"{self._directory}/cgroup.events", os.O_RDONLY)
-        except KernelError as error:
-            if error.errno in GONE:
-                return
-            raise
-        try:
-            with select.epoll() as changes:
-                changes.register(fd, select.EPOLLPRI)
-                pause_s = 0.0005
-                while self._is_populated(fd):
-                    with trio.move_on_after(pause_s):
-                        await trio.lowlevel.wait_readable(changes.fileno())
-                    pause_s = min(2 * pause_s, 1.0)
-        finally:
-            os.close(fd)
-
-    def _is_populated(self, events_fd: int) -> bool:
-        try:
-            return b"populated 1" in os.pread(events_fd, 4096, 0)
-        except OSError as error:
-            if error.errno in GONE:
-                return False
-            raise KernelError("read", f"{self.name}/cgroup.events", error.errno or 0) from error
 
 
 def enable(branch: Branch, directory: str, controllers: tuple[str, ...]) -> None:
