@@ -58,6 +58,7 @@ class Containers:
         self._execs: dict[str, Keeper] = {}
         self._oom_kills: dict[str, int] = {}
         self.may_restart = True
+        self._hurry = trio.Event()
         self.nursery: trio.Nursery | None = None
 
     # Starting -------------------------------------------------------------------------------
@@ -245,7 +246,7 @@ class Containers:
     async def _restart(self, name: str, keeper: Keeper | None) -> None:
         """The same writable layer, a new program, its log beside that of the start before."""
         if keeper is not None:
-            await keeper.wait_gone()
+            await self._see_out(keeper)
             del self._keepers[name]
             keeper.close()
         definition, known = self._scene.definition(name), self._record.container(name)
@@ -300,12 +301,30 @@ class Containers:
             with contextlib.closing(cgroup):
                 cgroup.kill()
 
-    async def leave(self, *, patient: bool) -> None:
-        """See the keepers out. A patient one waits for clients that read what is left to read."""
+    async def leave(self) -> None:
+        """See the keepers out."""
         self._node.failpoints.reach("leave.do")
         for keeper in self._keepers.values():
-            await keeper.see_out(patience_s=float("inf") if patient else 0)
+            await self._see_out(keeper)
         self._node.failpoints.reach("leave.done")
+
+    async def _see_out(self, keeper: Keeper) -> None:
+        """Clients may take their time to read what is left, until the task is wanted stopped."""
+        async with trio.open_nursery() as nursery:
+
+            async def hurry() -> None:
+                await self._hurry.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(hurry)
+            await keeper.wait_gone()
+            nursery.cancel_scope.cancel()
+        await keeper.see_out()
+
+    def hurry(self) -> None:
+        """The task is wanted stopped: start nothing again, wait for nobody who does not read."""
+        self.may_restart = False
+        self._hurry.set()
 
     def forget(self) -> None:
         """Close what this agent holds of them; they run on."""

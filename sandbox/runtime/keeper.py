@@ -245,10 +245,8 @@ class Keeper:
         if self._process is not None:
             _send(self._process, signal.SIGKILL)
 
-    async def see_out(self, patience_s: float = 0) -> None:
-        """`wait_gone`, within bounds: after `patience_s` its clients are forgotten, then it is."""
-        with trio.move_on_after(patience_s):
-            return await self.wait_gone()
+    async def see_out(self) -> None:
+        """`wait_gone`, within bounds: its clients are forgotten, then what is not yet logged."""
         self.detach()
         with trio.move_on_after(_DRAIN_S):
             return await self.wait_gone()

@@ -62,7 +62,12 @@ async def _start(node: Node, task: str, slot: Slot) -> Keeper:
             root=root,
         )
         status_dir = _status_dir(node, task)
-        return await keepers.start(program, binary=node.keeper, status_dir=status_dir)
+        return await keepers.start(
+            program,
+            binary=node.keeper,
+            status_dir=status_dir,
+            spawned=lambda: node.failpoints.reach("pids.spawned"),
+        )
 
 
 def open_namespace(keeper: Keeper) -> int:

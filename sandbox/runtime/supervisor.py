@@ -83,7 +83,8 @@ class Supervisor:
         """The desired row moved."""
         self._desired = desired
         if desired.desired_status == "STOPPED" and self._is_wanted:
-            self._is_wanted = self.containers.may_restart = False
+            self._is_wanted = False
+            self.containers.hurry()
             if self._preparing is not None:
                 self._preparing.cancel()
             self._change()
@@ -140,6 +141,8 @@ class Supervisor:
     async def _resume(self) -> EndCause:
         """Before RUNNING what was begun is undone; from then on the containers are found again."""
         cause = self._cause_from_before()
+        if not self._is_wanted:
+            self.containers.hurry()
         self.containers.may_restart = self._is_wanted and cause is None
         await self.containers.find()
         self._node.failpoints.reach("found")
@@ -219,7 +222,7 @@ class Supervisor:
         await self._stop_containers()
         self.record.note_never_started()
         self.record.save_event(5, last_status=Status.DEPROVISIONING)
-        await self.containers.leave(patient=self._is_wanted)
+        await self.containers.leave()
         await self._undo()
         self.record.save_event(6, last_status=Status.STOPPED, stopped_at=time.time())
         await self.record.settle()

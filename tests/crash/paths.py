@@ -214,6 +214,17 @@ PATHS: Mapping[str, Path] = {
         exit_codes={"app": 3},
         stdout={"app": "ready\nbye\n"},
     ),
+    "shared pid namespace": Path(
+        define=lambda image: task(
+            app(image, COUNT),
+            app(image, UNTIL_TOLD, name="beside", essential=False),
+            pid_mode="task",
+        ),
+        act=wait,
+        stop_code=_EXITED,
+        exit_codes={"app": 7},
+        stdout={"app": LINES + "end\n"},
+    ),
     "restart": Path(
         define=_restarting,
         act=let_it_restart,

@@ -23,7 +23,7 @@ from sandbox.control.owners import OWNER_GONE
 from sandbox.errors import AgentRunning
 from sandbox.kernel.idranges import CLAIMS
 from sandbox.model import names
-from sandbox.model.request import RunRequest
+from sandbox.model.request import RunRequest, Streams
 from sandbox.model.task import MountPoint, Status, StopCode, TaskView, Volume
 from sandbox.runtime.keeper import start_time
 from sandbox.store import rows
@@ -137,6 +137,31 @@ async def test_a_keeper_that_was_killed_while_there_was_no_agent_is_missed_by_th
         assert known.containers[0].reason == LOST
         await agent.tasks.remove(id)
     assert await site.remains() == []
+
+
+async def test_a_client_that_does_not_read_keeps_a_task_from_its_end_only_until_it_is_stopped(
+    site: Site, image: str
+) -> None:
+    unread, written = os.pipe()
+    try:
+        async with site.agent() as agent:
+            wanted = RunRequest(definition=task(app(image, "head -c 100000 /dev/zero; exit 8")))
+            streams = {"app": Streams(stdout=written)}
+            view = await agent.tasks.run(wanted, streams=streams)
+            with trio.fail_after(10):
+                while agent.tasks.describe(view.id).known.last_status < Status.DEPROVISIONING:
+                    await trio.sleep(0.01)
+            await trio.sleep(0.2)
+            assert agent.tasks.describe(view.id).known.last_status is Status.DEPROVISIONING
+            await agent.tasks.stop(view.id)
+            known = (await stopped(agent, view.id)).known
+            assert known.stop_code is StopCode.ESSENTIAL_CONTAINER_EXITED
+            assert known.containers[0].exit_code == 8
+            assert len(await log_of(agent, view.id, "app")) == 100_000
+            await agent.tasks.remove(view.id)
+        assert await site.remains() == []
+    finally:
+        os.close(unread)
 
 
 # Agents come and go ------------------------------------------------------------------------
