@@ -93,7 +93,7 @@ class Containers:
             name,
             last_status="RUNNING",
             keeper=keeper.identity,
-            started_at=time.time(),
+            started_at=keeper.started_at,
             lowered=made.limits.lowered,
         )
         self._attend_to(name, keeper)

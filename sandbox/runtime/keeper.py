@@ -122,9 +122,17 @@ def _spawn(binary: Path, descriptors: list[int]) -> int:
 class Keeper:
     """A live keeper. `close` forgets it and leaves it running."""
 
-    def __init__(self, status_dir: Path, identity: KeeperIdentity, report: int | None) -> None:
+    def __init__(
+        self,
+        status_dir: Path,
+        identity: KeeperIdentity,
+        report: int | None,
+        started_at: float,
+    ) -> None:
         self.status_dir = status_dir
         self.identity = identity
+        self.started_at = started_at
+        """By the keeper's own word, as the end is: it never comes after that."""
         self._report = report
         self._process = open_process(identity.pid, identity.start_time)
         self._init = open_process(identity.init_pid, identity.init_start_time)
@@ -298,12 +306,12 @@ async def start(
     with trio.CancelScope(shield=True):
         pid, report = _launch(program, binary, status_dir)
         spawned()
-        kind, record, value, started = await _first_report(report)
+        kind, record, value, started, at_ns = await _first_report(report)
         if kind == _STARTED:
             identity = KeeperIdentity(
                 pid=pid, start_time=start_time(pid) or 0, init_pid=value, init_start_time=started
             )
-            return Keeper(status_dir, identity, report)
+            return Keeper(status_dir, identity, report, at_ns / 1e9)
         os.close(report)
         await _reap(pid)
     if kind == _FAILED:
@@ -332,13 +340,13 @@ def _launch(program: Program, binary: Path, status_dir: Path) -> tuple[int, int]
             os.close(fd)
 
 
-async def _first_report(report: int) -> tuple[int, int, int, int]:
+async def _first_report(report: int) -> tuple[int, int, int, int, int]:
     await trio.lowlevel.wait_readable(report)
     data = os.read(report, _REPORT.size)
     if len(data) != _REPORT.size:
-        return 0, 0, 0, 0
-    kind, record, value, _, started, _ = _REPORT.unpack(data)
-    return kind, record, value, started
+        return 0, 0, 0, 0, 0
+    kind, record, value, _, started, at_ns = _REPORT.unpack(data)
+    return kind, record, value, started, at_ns
 
 
 async def _reap(pid: int) -> None:
@@ -372,7 +380,7 @@ async def find(status_dir: Path, fences: list[int]) -> Keeper | Ended | Failed |
         with trio.move_on_after(_START_S):
             while not _take_lock(status_dir, fences):
                 if (identity := _read_identity(status_dir)) is not None:
-                    return Keeper(status_dir, identity, None)
+                    return Keeper(status_dir, identity, None, began_at(status_dir))
                 await trio.sleep(_LOOK_S)
     except FileNotFoundError:
         return Lost()

@@ -17,9 +17,6 @@ from sandbox.model.request import RunRequest
 from sandbox.model.task import ContainerDefinition, ContainerKnown, Status, TaskView
 from tests.kernel.conftest import Outcome, definition, finish
 
-SLEEP = ("sleep", "1000")
-"""As pid 1 it ignores SIGTERM, as any program does that has no handler for it."""
-
 
 def container(image: str, name: str, script: str, **members: Any) -> ContainerDefinition:
     """A container that runs a line of shell; it is killed after two seconds of patience."""
@@ -59,6 +56,17 @@ async def started(agent: Agent, *containers: ContainerDefinition, **members: Any
 async def stopped(agent: Agent, task: str) -> Outcome:
     """Stop it and see it STOPPED."""
     await agent.tasks.stop(task)
+    with trio.fail_after(20):
+        return await finish(agent, task)
+
+
+async def killed(agent: Agent, task: str) -> Outcome:
+    """Stop it without patience, and see it STOPPED."""
+    await agent.tasks.stop(task)
+    supervisor = agent.supervisors.get(task)
+    if supervisor is not None:
+        for known in agent.tasks.describe(task).known.containers:
+            supervisor.containers.kill(known.name)
     with trio.fail_after(20):
         return await finish(agent, task)
 

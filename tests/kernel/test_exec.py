@@ -14,28 +14,21 @@ from sandbox.errors import InvalidParameterException, TaskFailed
 from sandbox.model.observed import ExecRequest
 from sandbox.model.request import Streams
 from sandbox.model.task import ContainerDefinition, KeyValuePair, RestartPolicy
-from tests.kernel.conftest import Outcome, finish, until
+from tests.kernel.conftest import until
 from tests.kernel.tasks import (
     Collected,
     begin,
     container,
     execute,
     heard,
+    killed,
     of,
     processes_of,
     reached,
     started,
-    stopped,
 )
 
 STAYS = "exec sleep 1000"
-
-
-async def killed(agent: Agent, task: str) -> Outcome:
-    """See it STOPPED without waiting for its stopTimeout."""
-    await agent.tasks.kill(task, signal.SIGKILL)
-    with trio.fail_after(10):
-        return await finish(agent, task)
 
 
 def app(image: str, script: str = STAYS, **members: object) -> ContainerDefinition:
@@ -102,7 +95,7 @@ async def test_a_container_is_named_or_the_first_essential_one(agent: Agent, tin
     assert "2001" in (await execute(agent, task, "cat", "/proc/1/cmdline", container="side"))[1]
     with pytest.raises(InvalidParameterException, match="container other is not running"):
         await execute_alone(agent, task, "true", container="other")
-    await stopped(agent, task)
+    await killed(agent, task)
 
 
 async def execute_alone(agent: Agent, task: str, *command: str, **members: object) -> int:
@@ -305,4 +298,4 @@ async def test_after_a_restart_in_place_it_enters_the_new_start(
     await agent.tasks.kill(task, signal.SIGKILL)
     await heard(agent, task, "up\nup\n")
     assert (await execute(agent, task, "true"))[0] == 0
-    await stopped(agent, task)
+    await killed(agent, task)

@@ -17,6 +17,7 @@ from tests.kernel.tasks import (
     container,
     execute,
     heard,
+    killed,
     of,
     processes_of,
     reached,
@@ -57,7 +58,7 @@ async def test_containers_see_each_others_processes_and_our_init_as_pid_1(
         assert {"sleep 777", "sleep 888"} <= seen.keys()
         (init,) = (args for args, pid in seen.items() if pid == "1")
         assert init.startswith("sandbox-init")
-    await stopped(agent, task)
+    await killed(agent, task)
 
 
 async def test_without_it_a_container_sees_itself_alone(agent: Agent, tiny: str) -> None:
@@ -70,7 +71,7 @@ async def test_without_it_a_container_sees_itself_alone(agent: Agent, tiny: str)
     seen = await pids_seen(agent, task, "web")
     assert seen["sleep 777"] == "1"
     assert "sleep 888" not in seen
-    await stopped(agent, task)
+    await killed(agent, task)
 
 
 async def test_what_a_container_leaves_behind_dies_with_it_and_its_sibling_runs_on(
@@ -90,7 +91,7 @@ async def test_what_a_container_leaves_behind_dies_with_it_and_its_sibling_runs_
     seen = await pids_seen(agent, task, "web")
     assert "sleep 999" not in seen
     assert "sleep 777" in seen
-    await stopped(agent, task)
+    await killed(agent, task)
 
 
 async def test_the_init_reaps_what_is_orphaned(agent: Agent, tiny: str) -> None:
@@ -100,7 +101,7 @@ async def test_the_init_reaps_what_is_orphaned(agent: Agent, tiny: str) -> None:
     code, out, _ = await execute(agent, task, "sh", "-c", "cat /proc/[0-9]*/stat")
     assert code == 0
     assert " Z " not in out
-    await stopped(agent, task)
+    await killed(agent, task)
 
 
 async def test_no_container_can_end_the_init(agent: Agent, tiny: str) -> None:
@@ -108,7 +109,7 @@ async def test_no_container_can_end_the_init(agent: Agent, tiny: str) -> None:
     for name in ("TERM", "KILL", "INT", "HUP", "CHLD"):
         assert (await execute(agent, task, "kill", f"-{name}", "1"))[0] == 0
     assert "sleep 777" in await pids_seen(agent, task, "web")
-    await stopped(agent, task)
+    await killed(agent, task)
 
 
 async def test_a_stop_signal_reaches_a_program_without_a_handler(agent: Agent, tiny: str) -> None:
@@ -158,7 +159,7 @@ async def test_another_agent_finds_the_namespace_again_and_takes_it_down(
         after = await pids_seen(agent, task, "side")
         assert after["sleep 777"] == before["sleep 777"]
         assert after["sleep 888"] != before["sleep 888"]
-        await stopped(agent, task)
+        await killed(agent, task)
     assert sorted(os.listdir(state_dir / "tasks" / task)) == ["side", "web"]
 
 

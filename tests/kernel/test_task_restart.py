@@ -15,6 +15,7 @@ from tests.kernel.tasks import (
     container,
     execute,
     heard,
+    killed,
     of,
     reached,
     started,
@@ -66,6 +67,7 @@ async def test_the_task_stays_running_and_the_sibling_unharmed(agent: Agent, tin
         container(tiny, "web", "exec sleep 1000"),
         container(tiny, "app", "echo up; exec sleep 1000", restart_policy=AT_ONCE),
     )
+    await heard(agent, task, "up", "app")
     before = agent.tasks.describe(task)
     await agent.tasks.kill(task, signal.SIGKILL, container="app")
     view = await reached(agent, task, is_running_again)
@@ -89,7 +91,7 @@ async def test_what_it_left_running_is_gone_before_it_starts_again(agent: Agent,
     await reached(agent, task, is_running_again)
     _, out, _ = await execute(agent, task, "ps", "-o", "args")
     assert out.splitlines().count("sleep 999") == 1
-    await stopped(agent, task)
+    await killed(agent, task)
 
 
 async def test_stopping_ends_a_container_that_restarts_without_pause(
@@ -99,6 +101,9 @@ async def test_stopping_ends_a_container_that_restarts_without_pause(
     await reached(agent, task, lambda view: of(view, "app").attempt > 3)
     outcome = await stopped(agent, task)
     assert outcome.view.known.stopped_reason == "Task stopped by user"
+    assert outcome.container.started_at is not None
+    assert outcome.container.finished_at is not None
+    assert outcome.container.started_at <= outcome.container.finished_at
     count = len(await written(agent, task))
     await trio.sleep(0.2)
     assert len(await written(agent, task)) == count
@@ -127,4 +132,4 @@ async def test_what_ended_while_no_agent_was_there_is_started_by_the_next_one(
     async with open_agent(state_dir, tmp_path / "run", resident=True) as agent:
         await heard(agent, task, "up\nup\n")
         await reached(agent, task, is_running_again)
-        await stopped(agent, task)
+        await killed(agent, task)

@@ -1,0 +1,155 @@
+"""Health checks, by what they do in a real container and what the task says of it.
+
+ECS's least interval is 5 s; here it is 1 s, and one task has a container for each case.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from sandbox.agent import Agent, open_agent
+from sandbox.model.task import (
+    ContainerDefinition,
+    ContainerKnown,
+    Health,
+    HealthCheck,
+    KeyValuePair,
+    Status,
+)
+from tests.kernel.tasks import (
+    container,
+    execute,
+    of,
+    processes_of,
+    reached,
+    started,
+    stopped,
+)
+
+pytestmark = pytest.mark.usefixtures("any_period")
+
+
+def checked(image: str, name: str, *command: str, **members: int) -> ContainerDefinition:
+    """A container that runs until SIGTERM; one more file each time its check begins."""
+    check = HealthCheck(command=command, interval=1, timeout=1, **members)
+    run = "trap 'exit 0' TERM; while :; do sleep 0.05; done"
+    return container(image, name, run, health_check=check)
+
+
+def decided(known: ContainerKnown) -> bool:
+    return known.health is not Health.UNKNOWN
+
+
+@pytest.mark.guest
+async def test_every_way_in_which_a_check_can_end(agent: Agent, tiny: str) -> None:
+    hangs = "echo thinking; sleep 991 & (setsid sleep 992 &); sleep 993; true"
+    task = await started(
+        agent,
+        checked(tiny, "good", "CMD", "echo", "fine", "and well"),
+        checked(tiny, "shell", "CMD-SHELL", "echo $0 $1; test -d /tmp && echo said; exit 0"),
+        checked(tiny, "bad", "CMD-SHELL", "echo why; exit 3", retries=2),
+        checked(tiny, "hangs", "CMD-SHELL", hangs, retries=1),
+        checked(tiny, "absent", "CMD", "no-such-check", retries=2),
+        checked(tiny, "young", "CMD", "false", retries=1, start_period=300),
+        checked(tiny, "none", "NONE"),
+        cpu="1024",
+        memory="2048",
+    )
+    first = agent.tasks.describe(task)
+    assert {c.health for c in first.known.containers} == {Health.UNKNOWN}
+
+    names = ("good", "shell", "bad", "hangs", "absent")
+    view = await reached(agent, task, lambda view: all(decided(of(view, n)) for n in names))
+    assert of(view, "good").health is Health.HEALTHY
+    assert of(view, "good").health_output == "fine and well\n"
+    assert of(view, "shell").health is Health.HEALTHY
+    assert of(view, "shell").health_output == "/bin/sh\nsaid\n"
+    assert of(view, "bad").health is Health.UNHEALTHY
+    assert of(view, "bad").health_output == "why\n"
+    assert of(view, "hangs").health is Health.UNHEALTHY
+    assert of(view, "hangs").health_output == "Health check exceeded timeout (1s): thinking\n"
+    assert of(view, "absent").health is Health.UNHEALTHY
+    assert "no-such-check" in (of(view, "absent").health_output or "")
+    assert of(view, "young").health is Health.UNKNOWN
+    assert of(view, "none").health is Health.UNKNOWN
+    assert of(view, "none").health_output is None
+
+    # An unhealthy container runs on, and so does the task: replacing it is a service's business.
+    assert view.known.health is Health.UNHEALTHY
+    assert view.known.last_status is Status.RUNNING
+    assert {c.last_status for c in view.known.containers} == {"RUNNING"}
+    since = of(view, "good").health_since
+    await trio.sleep(1.2)
+    assert of(agent.tasks.describe(task), "good").health_since == since
+    # One check of `hangs` may be under way, with three that sleep; none has left any.
+    assert len([line for line in processes_of(agent, task) if line.startswith("sleep 99")]) <= 3
+    outcome = await stopped(agent, task)
+    assert [c.exit_code for c in outcome.view.known.containers] == [0] * 7
+
+
+async def test_retries_count_failures_in_a_row_and_a_success_mends_all(
+    agent: Agent, tiny: str
+) -> None:
+    task = await started(
+        agent,
+        checked(tiny, "app", "CMD", "test", "-e", "/good", retries=2, start_period=300),
+    )
+
+    async def becomes(health: Health) -> None:
+        view = await reached(agent, task, lambda view: of(view, "app").health is health)
+        assert view.known.health is health
+
+    await trio.sleep(1.5)
+    assert of(agent.tasks.describe(task), "app").health is Health.UNKNOWN  # within startPeriod
+    await execute(agent, task, "touch", "/good")
+    await becomes(Health.HEALTHY)
+    await execute(agent, task, "rm", "/good")
+    # After a success, failures count in the startPeriod as well: two of them.
+    began = trio.current_time()
+    await becomes(Health.UNHEALTHY)
+    assert trio.current_time() - began > 1
+    await execute(agent, task, "touch", "/good")
+    await becomes(Health.HEALTHY)
+    await stopped(agent, task)
+
+
+async def test_a_check_runs_as_the_containers_user_in_its_environment(
+    agent: Agent, tiny: str
+) -> None:
+    line = "echo $(id -u) $A $AWS_REGION $PWD $HOME"
+    check = HealthCheck(command=("CMD-SHELL", line), interval=1)
+    task = await started(
+        agent,
+        container(
+            tiny,
+            "app",
+            "exec sleep 1000",
+            user="app",
+            working_directory="/tmp",
+            environment=(KeyValuePair(name="A", value="b"),),
+            health_check=check,
+        ),
+    )
+    view = await reached(agent, task, lambda view: decided(of(view, "app")))
+    assert of(view, "app").health_output == "1000 b us-east-1 /tmp /home/app\n"
+    await stopped(agent, task)
+
+
+async def test_what_a_check_says_is_bounded(agent: Agent, tiny: str) -> None:
+    task = await started(agent, checked(tiny, "app", "CMD", "yes"))
+    view = await reached(agent, task, lambda view: of(view, "app").health_output is not None)
+    assert len(of(view, "app").health_output or "") <= 4200
+    await stopped(agent, task)
+
+
+async def test_the_next_agent_goes_on_checking(state_dir: Path, tmp_path: Path, tiny: str) -> None:
+    async with open_agent(state_dir, tmp_path / "run", resident=True) as agent:
+        task = await started(agent, checked(tiny, "app", "CMD", "test", "-e", "/good", retries=1))
+        await reached(agent, task, lambda view: of(view, "app").health is Health.UNHEALTHY)
+        await execute(agent, task, "touch", "/good")
+    async with open_agent(state_dir, tmp_path / "run", resident=True) as agent:
+        await reached(agent, task, lambda view: of(view, "app").health is Health.HEALTHY)
+        await stopped(agent, task)
