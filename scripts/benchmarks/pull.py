@@ -5,8 +5,8 @@ for it has ended; agents and daemons run already. The file system is synchronise
 what the pull before has made is deleted before that; the page cache is left as it is, so all of
 them read from a registry whose files are in memory.
 
-The daemons live here alone: own directories, own sockets, no network of their own, in mount
-namespaces that go with them.
+The engines live here alone: own directories, own sockets, no network of their own, and what they
+mount or put into /run goes with their mount namespace.
 """
 
 from __future__ import annotations
@@ -85,20 +85,24 @@ def sandbox_api(place: Path, image: str) -> Iterator[Pull]:
 
 # ---------------------------------------------------------------------- the others
 
+SHELL = 'for each in /run /dev/shm; do mount -t tmpfs none "$each"; done; exec "$@"'
+ALONE = ["unshare", "--mount", "sh", "-ec", SHELL, "sh"]
+
 
 @contextmanager
 def podman(place: Path, image: str) -> Iterator[Pull]:
     options = [f"--root={place}/root", f"--runroot={place}/run", f"--tmpdir={place}/tmp"]
     options += ["--storage-driver=overlay", "--cgroup-manager=cgroupfs", "--events-backend=none"]
-    yield command(["podman", *options, "pull", "--quiet", "--tls-verify=false", image])
-    subprocess.run(["umount", "--quiet", f"{place}/root/overlay"], check=False)
+    arguments = ["podman", *options, "pull", "--quiet", "--tls-verify=false", image]
+    yield command([*ALONE, *arguments])
 
 
 @contextmanager
 def docker(place: Path, image: str) -> Iterator[Pull]:
-    socket = place / "docker.sock"
+    socket, config = place / "docker.sock", place / "config.json"
+    config.write_text("{}")  # not the one of the host
     options = [f"--host=unix://{socket}", f"--data-root={place}/data", f"--exec-root={place}/exec"]
-    options += [f"--pidfile={place}/pid", "--config-file=/dev/null", "--storage-driver=overlay2"]
+    options += [f"--pidfile={place}/pid", f"--config-file={config}", "--storage-driver=overlay2"]
     options += ["--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false"]
     with daemon(["dockerd", *options], socket, place / "log"):
         yield command(["/usr/bin/docker", f"--host=unix://{socket}", "pull", "--quiet", image])
@@ -128,8 +132,8 @@ ENGINES: dict[str, Engine] = {
 
 @contextmanager
 def daemon(arguments: Sequence[str], socket: Path, log: Path) -> Iterator[None]:
-    """In a mount namespace of its own, as nothing it mounts shall stay. Ended by its pid."""
-    private = ["unshare", "--mount", "setpriv", "--pdeathsig", "TERM"]
+    """Ended by its pid, or with us."""
+    private = [*ALONE, "setpriv", "--pdeathsig", "TERM"]
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*private, *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=output
