@@ -223,9 +223,8 @@ class Supervisor:
         self.record.note_never_started()
         self.record.save_event(5, last_status=Status.DEPROVISIONING)
         await self.containers.leave()
-        await self._undo()
-        self.record.save_event(6, last_status=Status.STOPPED, stopped_at=time.time())
-        await self.record.settle()
+        await steps.undo(self.scene, steps.EVERYTHING)
+        await self._finish(is_undone=True)
 
     async def _stop_containers(self) -> None:
         """In the reverse of their order; each when nothing that waited for it runs any more."""
@@ -242,29 +241,31 @@ class Supervisor:
                 await self._wait_for_change()
             nursery.cancel_scope.cancel()
 
-    async def _undo(self) -> None:
-        await steps.undo(self.scene, steps.EVERYTHING)
-        # Only now: what failed to be undone may still have its ids.
-        self._node.ranges.release(self._desired.id_base)
-
     async def give_up(self) -> None:
         """The last resort, when `run` keeps failing: undone as far as it goes, and recorded."""
-        known = self.record.known
+        known, is_undone = self.record.known, True
         try:
-            await self._undo()
+            await steps.undo(self.scene, steps.EVERYTHING)
         except ExceptionGroup as group:
+            is_undone = False
             self._node.log.error("not undone", task=known.id, error=repr(group))
         self.record.note_never_started()
         for name in self.record.live():
             self.record.note(name, last_status="STOPPED", reason=_GIVEN_UP, finished_at=time.time())
-        self.record.save_event(
-            6,
-            last_status=Status.STOPPED,
+        self.record.change(
             stop_code=known.stop_code or StopCode.INFRASTRUCTURE_HEALTH,
             stopped_reason=known.stopped_reason or _GIVEN_UP,
-            stopped_at=time.time(),
         )
-        await self.record.settle()
+        await self._finish(is_undone=is_undone)
+
+    async def _finish(self, *, is_undone: bool) -> None:
+        """STOPPED; only when that is in the store may another agent take the id range. It stays
+        ours as long as something of it may be left."""
+        self.record.save_event(6, last_status=Status.STOPPED, stopped_at=time.time())
+        with trio.CancelScope(shield=True):
+            await self.record.settle()
+        if is_undone:
+            self._node.ranges.release(self._desired.id_base)
 
 
 def _startup_failure(error: SandboxError) -> EndCause:

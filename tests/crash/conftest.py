@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,9 +141,7 @@ class Site:
         for line in Path("/proc/self/mountinfo").read_text().splitlines():
             if str(self.state) in line:
                 yield f"mount {line}"
-        for claim in CLAIMS.iterdir():
-            if not claim.name.startswith(".") and claim.read_text().startswith(self.instance):
-                yield f"id range {claim.name}"
+        yield from (f"id range {claim.name}" for claim in self.claims())
         for number in os.listdir("/proc/self/fd"):
             target = _target(f"/proc/self/fd/{number}")
             if str(self.state) in target:
@@ -159,6 +157,15 @@ class Site:
         for path in self.state.iterdir():
             if path.name not in expected and not path.name.startswith("store.db"):
                 yield path
+
+    def claims(self) -> list[Path]:
+        """Id ranges of this agent and its tasks."""
+        found = []
+        for claim in CLAIMS.iterdir():
+            with suppress(FileNotFoundError):  # another agent's, who gave it back
+                if claim.read_text().startswith(f"{self.instance} "):
+                    found.append(claim)
+        return found
 
     def keepers(self) -> list[psutil.Process]:
         """Keepers and unpackers that hold something of the state directory open."""

@@ -325,9 +325,8 @@ async def test_nothing_runs_after_a_reboot_and_the_store_says_so(
         ).exists() else None
     psutil.wait_procs(killed)
     take_cgroups_away(site)
-    for claim in CLAIMS.iterdir():
-        if claim.read_text().startswith(site.instance):
-            claim.unlink()
+    for claim in site.claims():
+        claim.unlink()
     async with site.agent() as agent:
         known = (await stopped(agent, id)).known
         assert known.containers[0].reason == LOST
