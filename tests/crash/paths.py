@@ -36,9 +36,10 @@ LINES = "".join(f"line {n}\n" for n in range(50))
 COUNT = "n=0; while [ $n -lt 50 ]; do echo line $n; n=$((n+1)); done; sleep 0.1; echo end; exit 7"
 UNTIL_TOLD = "trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 1 & wait $!; done"
 RESTARTING = """
+trap 'exit 1' USR1
 n=$(($(cat /n 2>/dev/null || echo 0) + 1)); echo $n >/n; echo run $n
 [ $n -eq 1 ] || exit 9
-trap 'exit 1' USR1; while :; do sleep 1 & wait $!; done
+while :; do sleep 1 & wait $!; done
 """
 _LOOK_S = 0.005
 
