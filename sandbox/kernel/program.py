@@ -139,7 +139,7 @@ class Program:
     def error(self, record: int, errno: int) -> KernelError:
         """What went wrong, for the (record, errno) that a keeper reported."""
         if record >= len(self._labels):
-            return KernelError("keeper", "", errno)
+            return KernelError("keeper", "start", errno)
         call, subject = self._labels[record]
         return KernelError(call, subject, errno)
 
