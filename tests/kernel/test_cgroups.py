@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import secrets
@@ -153,3 +154,35 @@ def test_a_delegated_unit_holds_the_tree_and_the_agent_its_leaf(tree: CgroupTree
     finally:
         (unit / "agent").rmdir()
         unit.rmdir()
+
+
+def test_the_unit_for_tasks_holds_the_tree_of_an_agent_elsewhere(
+    tree: CgroupTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(tree._branches.unified.path).parent
+    unit = root / f"sandbox-test-{secrets.token_hex(2)}.service"
+    monkeypatch.setattr("sandbox.kernel.cgroups.tree.TASKS_UNIT", unit.name)
+    before = CgroupTree.open(stayed := secrets.token_hex(2))
+    unit.mkdir()
+    os.setxattr(unit, "trusted.delegate", b"1")
+    with subprocess.Popen(["sleep", "infinity"]) as holder:
+        try:
+            (unit / "cgroup.procs").write_text(str(holder.pid))
+            own = Path("/proc/self/cgroup").read_text()
+
+            placed = CgroupTree.open(instance := secrets.token_hex(2))
+            assert f"delegated by systemd: {unit}/sandbox-{instance}" in placed.form
+            with contextlib.closing(placed.create("task-1", Limits(pids_max=3))) as group:
+                assert group.stats().pids == 0
+            assert (unit / "holder/cgroup.procs").read_text() == f"{holder.pid}\n"
+            assert Path("/proc/self/cgroup").read_text() == own
+            remove(placed)
+
+            again = CgroupTree.open(stayed)
+            assert again.form == before.form, "a tree with tasks does not move"
+            again.close()
+        finally:
+            holder.kill()
+    remove(before)
+    (unit / "holder").rmdir()
+    unit.rmdir()

@@ -8,10 +8,12 @@ freezing, the `populated` event, CLONE_INTO_CGROUP, a device program, and cpu ti
 
     <place>/sandbox-<instance>/task-<id>/<container>        the same path in every hierarchy in use
 
-`<place>` is the delegated cgroup of our systemd unit (the agent then moves into its leaf `agent/`,
-because a version 2 cgroup with controllers for its children may hold no process itself), otherwise
-the root of the hierarchy. Nothing outside `sandbox-<instance>` is ever listed, changed or removed,
-but for `cgroup.subtree_control` of the place, where a missing controller is added and left.
+`<place>` is what systemd delegated: the cgroup of the agent's own unit (the agent then moves into
+its leaf `agent/`, because a version 2 cgroup with controllers for its children may hold no process
+itself) or of the unit sandbox-tasks.service (whose one process moves into `holder/`), in that
+order; otherwise the root of the hierarchy. A tree that stands in one of them already stays there.
+Nothing outside `sandbox-<instance>` is ever listed, changed or removed, but for those leaves and
+`cgroup.subtree_control` of the place, where a missing controller is added and left.
 
 What is on the path of a launch, and what must stay off it:
 - Membership is the child's own act: CLONE_INTO_CGROUP with `directory_fd`, then `0` written to each

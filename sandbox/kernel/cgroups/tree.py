@@ -7,7 +7,8 @@ import errno
 import hashlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox.errors import ConfigError, KernelError
@@ -38,6 +39,11 @@ DEVICES_MARK = "trusted.sandbox.devices"
 
 AGENT_LEAF = "agent"
 
+# The unit that is delegated for tasks alone, so that systemd can start their agent again: see
+# docs/adr/0002-tasks-have-a-unit-of-their-own.md.
+TASKS_UNIT = "system.slice/sandbox-tasks.service"
+HOLDER_LEAF = "holder"
+
 
 class CgroupTree:
     """`sandbox-<instance>` in every hierarchy in use."""
@@ -53,24 +59,24 @@ class CgroupTree:
     def open(cls, instance: str, *, mounts: Iterable[Mount] | None = None) -> CgroupTree:
         """Find or make this instance's tree; the same again after a crash.
 
-        Moves this process into the leaf `agent/` where systemd delegated its cgroup to us.
+        Moves this process into the leaf `agent/` where systemd delegated its own cgroup to us.
         ConfigError when the host has no version 2 tree or lacks a controller.
         """
         if mounts is None:
             mounts = parse_mountinfo(Path("/proc/self/mountinfo").read_text())
         chosen = choose(mounts)
-        place, is_delegated = _place(chosen)
+        tree = f"sandbox-{instance}"
+        place = _place(Path(chosen.unified.path), tree)
         with contextlib.ExitStack() as undo:
-            base = Branch(chosen.unified, place)
+            base = Branch(chosen.unified, str(place.path))
             undo.callback(base.close)
-            if is_delegated:
-                _move_into_leaf(base)
+            if place.leaf:
+                _move_into_leaf(base, place.leaf)
             _enable_missing(base, tuple(name for name in CONTROLLERS if name not in chosen.legacy))
-            branches = _open_branches(chosen, base, f"sandbox-{instance}")
-        form = "delegated by systemd" if is_delegated else "at the root"
+            branches = _open_branches(chosen, base, tree)
         return cls(
             branches,
-            form=f"{_kind(chosen)}, {form}: {branches.unified.path}",
+            form=f"{_kind(chosen)}, {place.form}: {branches.unified.path}",
             degraded=(*_degraded(chosen, branches), *_restrict_devices(branches.unified)),
         )
 
@@ -119,29 +125,49 @@ def _name(directory: str) -> str:
     return directory[:-1] if container[:-1] in V1_FILES else directory
 
 
-def _place(chosen: Chosen) -> tuple[str, bool]:
-    """The version 2 directory that our tree stands in, and whether systemd delegated it."""
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """The version 2 directory that a tree stands in."""
+
+    path: Path
+    form: str
+    leaf: str = ""
+    """Where the processes go that are in the place itself; the root alone may hold some."""
+
+
+def _place(mount: Path, tree: str) -> _Place:
+    """Where this tree stands already: live tasks stay. Otherwise the first place there is."""
+    places = list(_places(mount))
+    return next((place for place in places if (place.path / tree).is_dir()), places[0])
+
+
+def _places(mount: Path) -> Iterator[_Place]:
     own = Path(parse_own_cgroup(Path("/proc/self/cgroup").read_text()))
-    unit = own.parent if own.name == AGENT_LEAF else own
-    path = chosen.unified.path + str(unit).rstrip("/")
-    if str(unit) != "/" and any(_mark(path, mark) == b"1" for mark in DELEGATION_MARKS):
-        return path, True
-    return chosen.unified.path, False
+    unit = mount / (own.parent if own.name == AGENT_LEAF else own).relative_to("/")
+    if unit != mount and _is_delegated(unit):
+        yield _Place(unit, "delegated by systemd", AGENT_LEAF)
+    if _is_delegated(tasks := mount / TASKS_UNIT):
+        yield _Place(tasks, "delegated by systemd", HOLDER_LEAF)
+    yield _Place(mount, "at the root")
 
 
-def _mark(file: str | int, name: str) -> bytes | None:
+def _is_delegated(unit: Path) -> bool:
+    return any(_mark(unit, mark) == b"1" for mark in DELEGATION_MARKS)
+
+
+def _mark(file: Path | int, name: str) -> bytes | None:
     try:
         return os.getxattr(file, name)
     except OSError:
         return None
 
 
-def _move_into_leaf(unit: Branch) -> None:
-    """Empty the unit's own cgroup into `agent/`: only then may its children have controllers."""
-    unit.mkdir(AGENT_LEAF)
+def _move_into_leaf(unit: Branch, leaf: str) -> None:
+    """Empty the unit's own cgroup into `leaf`: only then may its children have controllers."""
+    unit.mkdir(leaf)
     for pid in unit.read("cgroup.procs").split():
         try:
-            unit.write(f"{AGENT_LEAF}/cgroup.procs", pid)
+            unit.write(f"{leaf}/cgroup.procs", pid)
         except KernelError as error:
             if error.errno != errno.ESRCH:  # it ended meanwhile
                 raise
