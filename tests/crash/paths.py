@@ -127,6 +127,7 @@ async def let_it_restart(agent: Agent, task: str) -> None:
     if supervisor is not None and not second.exists():
         supervisor.record.note("app", started_at=time.time() - 3600)
         supervisor.record.save()
+        await supervisor.record.settle()
         with contextlib.suppress(InvalidParameterException):  # it was told already
             await agent.tasks.kill(task, signal.SIGUSR1)
     await wait(agent, task)
