@@ -6,7 +6,7 @@ task's range, and so is what a file capability says about its namespace. Nothing
 entry is opened below the descriptor of its directory. Devices and sockets are left out; holes stay
 holes; files of several names keep them as long as not too many are open at once.
 
-A marker beside the volume (`<volume>.populating`) says that a copy was begun: after a crash the
+A marker beside the volumes (`.populating/<volume>`) says that a copy was begun: after a crash the
 next one starts afresh instead of taking half a copy for the task's own data.
 """
 
@@ -42,7 +42,7 @@ def populate_volume(root_fd: int, path: str, volume: Path, id_base: int) -> None
     Without such a directory in the image the volume belongs to the task's root, mode 0755.
     ImageError when the image has something else there, or too much.
     """
-    marker = volume.with_name(f"{volume.name}.populating")
+    marker = volume.with_name(".populating") / volume.name
     with reported("copy", volume):
         destination = os.open(volume, _DIRECTORY)
         try:
@@ -55,6 +55,7 @@ def populate_volume(root_fd: int, path: str, volume: Path, id_base: int) -> None
                 os.fchown(destination, id_base, id_base)
                 os.fchmod(destination, 0o755)
                 return
+            marker.parent.mkdir(mode=0o700, exist_ok=True)
             marker.touch(mode=0o600)
             try:
                 with contextlib.closing(_Copy(volume)) as copy:

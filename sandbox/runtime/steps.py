@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from sandbox.errors import KernelError, SandboxError, TaskFailed
+from sandbox.errors import ImageError, KernelError, SandboxError, TaskFailed
 from sandbox.images import reference
 from sandbox.images.documents import Image
 from sandbox.images.failures import pull_failure_text
@@ -31,7 +31,7 @@ from sandbox.kernel.cgroups import Cgroup
 from sandbox.kernel.slots import Slot
 from sandbox.kernel.trees import remove_tree
 from sandbox.model import names
-from sandbox.model.task import ContainerDefinition, TaskDesired
+from sandbox.model.task import ContainerDefinition, MountPoint, TaskDesired
 from sandbox.network.eni import Interface
 from sandbox.runtime import pause
 from sandbox.runtime.container import Identity, LimitChoice, arguments, choose_limits
@@ -269,14 +269,28 @@ async def make_root(scene: Scene, definition: ContainerDefinition) -> None:
         made.image, directory, scene.slot.userns_fd, scene.task.id_base
     )
     made.root = root.mount_fd
-    wanted = definition.user if definition.user is not None else made.image.config.user
-    user = scene.node.roots.resolve_user(root.mount_fd, wanted)
-    made.user = Identity(uid=user.uid, gid=user.gid, groups=user.groups, home=user.home)
+    made.user = _identity(scene, definition, made.image, root.mount_fd)
     for mount in definition.mount_points:
-        volume = scene.node.task_dir(scene.task.id) / "volumes" / mount.source_volume
+        await _fill_volume(scene, mount, root.mount_fd)
+
+
+def _identity(scene: Scene, definition: ContainerDefinition, image: Image, root: int) -> Identity:
+    wanted = definition.user if definition.user is not None else image.config.user
+    try:
+        user = scene.node.roots.resolve_user(root, wanted)
+    except ImageError as error:
+        raise TaskFailed(f"CannotStartContainerError: {error}") from None
+    return Identity(uid=user.uid, gid=user.gid, groups=user.groups, home=user.home)
+
+
+async def _fill_volume(scene: Scene, mount: MountPoint, root: int) -> None:
+    volume = scene.node.task_dir(scene.task.id) / "volumes" / mount.source_volume
+    try:
         await scene.node.roots.populate_volume(
-            root.mount_fd, mount.container_path, volume, scene.task.id_base
+            root, mount.container_path, volume, scene.task.id_base
         )
+    except ImageError as error:
+        raise TaskFailed(f"CannotCreateVolumeError: {error}") from None
 
 
 async def remove_cgroup(scene: Scene, container: str) -> None:

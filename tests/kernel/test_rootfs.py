@@ -376,7 +376,8 @@ async def test_a_volume_with_something_in_it_is_left_alone(content: Populate, vo
 
 async def test_a_copy_that_was_cut_off_is_begun_anew(content: Populate, volume: Path) -> None:
     (volume / "half").touch()
-    volume.with_name("data.populating").touch()
+    volume.with_name(".populating").mkdir()
+    (volume.with_name(".populating") / "data").touch()
     await content("/data/dir")
     assert os.listdir(volume) == ["file"]
     await content("/data")
