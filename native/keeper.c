@@ -26,6 +26,7 @@
 extern char **environ;
 
 static struct program program;
+static int status_is_ours; /* the lock is held: nobody else writes into the status directory */
 
 /* Field 22 of /proc/PID/stat: with it a pid names one process for ever. */
 static uint64_t start_time_of(int pid) {
@@ -83,7 +84,7 @@ static void write_pids(int init, uint64_t init_start, int terminal) {
 
 static void report(uint32_t kind, uint32_t record, int32_t value, uint64_t start_time) {
     struct report r = {kind, record, value, 0, start_time, now_ns()};
-    if (kind != REPORT_STARTED) {
+    if (kind != REPORT_STARTED && status_is_ours) {
         char text[96];
         snprintf(text, sizeof text, "%s %u %d %llu\n", kind == REPORT_ENDED ? "ended" : "failed",
                  record, value, (unsigned long long)r.at_ns);
@@ -102,12 +103,13 @@ static _Noreturn void give_up(const char *what) {
     _exit(125);
 }
 
+#define SEALS (F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW)
+
 static void load_program(void) {
     struct stat st;
-    int seals = fcntl(PROGRAM_FD, F_GET_SEALS);
-    if ((seals & (F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW)) !=
-        (F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW))
-        give_up("the program is not sealed");
+    int seals = fcntl(PROGRAM_FD, F_GET_SEALS); /* -1, with every bit, for what is no memfd */
+    if (seals < 0 || (seals & SEALS) != SEALS)
+        errno = EPERM, give_up("the program is not sealed");
     if (fstat(PROGRAM_FD, &st) || st.st_size > MAX_PROGRAM)
         give_up("program");
     void *data = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, PROGRAM_FD, 0);
@@ -123,6 +125,7 @@ static void hold_lock(void) {
     int fd = openat(STATUS_FD, "lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB))
         give_up("lock");
+    status_is_ours = 1;
 }
 
 /* Only a child of ours is believed: in a shared pid namespace the init's end of the pipe can be had
@@ -276,8 +279,8 @@ static int keep(unsigned descriptors) {
     if (chdir("/"))
         give_up("chdir /");
     umask(077);
-    load_program();
     hold_lock();
+    load_program();
     if (reserve_exit())
         give_up("exit");
     write_pids(0, 0, -1);
