@@ -18,6 +18,7 @@
 
 #define SEGMENT_SIZE (1u << 20)
 #define HEAD 13
+#define MARKER (HEAD + 64) /* kept free in every segment, so that a loss can always be told */
 
 uint64_t now_ns(void) {
     struct timespec t;
@@ -68,9 +69,12 @@ static int may_grow(struct log *log) {
     return 1;
 }
 
+static int has_room(struct log *log, uint32_t length) {
+    uint32_t needed = HEAD + length + (log->dropped ? 2 * MARKER : MARKER);
+    return log->used + needed <= SEGMENT_SIZE || (may_grow(log) && next_segment(log));
+}
+
 static int write_frame(struct log *log, uint8_t stream, const char *data, uint32_t length) {
-    if (log->used + HEAD + length > SEGMENT_SIZE && !(may_grow(log) && next_segment(log)))
-        return 0;
     char head[HEAD];
     uint64_t at = now_ns();
     memcpy(head, &at, 8);
@@ -97,11 +101,14 @@ static void tell_dropped(struct log *log) {
         log->dropped = 0;
 }
 
+/* One marker for all that was lost in a row: before what is kept next, or at the end. */
 int log_append(struct log *log, uint8_t stream, const char *data, uint32_t length) {
-    if (log->dropped)
-        tell_dropped(log);
-    if (!log->dropped && write_frame(log, stream, data, length))
-        return 1;
+    if (has_room(log, length)) {
+        if (log->dropped)
+            tell_dropped(log);
+        if (!log->dropped && write_frame(log, stream, data, length))
+            return 1;
+    }
     if (log->on_full == ON_FULL_WAIT)
         return 0;
     log->dropped += length;
