@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 import trio
@@ -13,6 +12,7 @@ import trio
 import sandbox
 from scripts import make_image
 from scripts.benchmarks import crun, machine
+from scripts.benchmarks.disk import own_disk
 from scripts.benchmarks.figures import Section, summary
 from scripts.benchmarks.launch import launch, rate
 from scripts.benchmarks.memory import memory
@@ -32,10 +32,10 @@ def main() -> int:
         parser.error("only a whole run is written down")
     chosen = PARTS if options.part == "all" else (options.part,)
     before = machine.load()
-    with tempfile.TemporaryDirectory(prefix="sandbox-bench-", dir="/var/tmp") as directory:
-        sections = measure(Path(directory), chosen, options.quick)
+    with own_disk() as directory:
+        sections = measure(directory, chosen, options.quick)
     made_by = "scripts/bench " + " ".join(sys.argv[1:])
-    text = report(sections, machine.described(Path("/var/tmp"), before), made_by.strip())
+    text = report(sections, machine.described(before), made_by.strip())
     print(text)
     if options.write:
         (ROOT / "docs/benchmarks.md").write_text(text)
