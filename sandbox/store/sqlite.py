@@ -205,6 +205,9 @@ class SqliteStore:
 
     def _page(self, within: tuple[str, str], cursor: Cursor) -> tuple[Sequence[Change], Cursor]:
         newest = self.revision
+        if cursor >= (newest, LAST_KEY):
+            self._check_open()
+            return (), cursor
         rows = self._read(
             "SELECT rev, key, value, at FROM log WHERE (rev, key) > (?, ?) AND rev <= ?"
             " AND key >= ? AND key < ? ORDER BY rev, key LIMIT ?",
@@ -234,8 +237,7 @@ class SqliteStore:
             job.done.set()
             if job.error is not None and isinstance(job, _Write) and job.is_posted:
                 self._unheard = job.error
-            for key in job.changed:
-                self._sleepers.changed(job.rev, key)
+            self._sleepers.changed(job.changed)
 
     # In the writer thread --------------------------------------------------------------------
 
@@ -278,7 +280,7 @@ class _Job:
     done: trio.Event = field(default_factory=trio.Event, kw_only=True)
     error: Exception | None = field(default=None, kw_only=True)
     rev: int = field(default=0, kw_only=True)
-    changed: Sequence[str] = field(default=(), kw_only=True)
+    changed: Sequence[Change] = field(default=(), kw_only=True)
 
 
 @dataclass(eq=False)
@@ -386,10 +388,13 @@ class _Log:
             if heads[key] != expected:
                 write.error = Conflict(key, expected, heads[key])
                 return newest
-        write.changed = [k for k, value in write.entries.items() if value is not None or heads[k]]
-        write.rev = newest + 1 if write.changed else newest
+        changed = sorted(k for k, value in write.entries.items() if value is not None or heads[k])
+        write.rev = newest + 1 if changed else newest
         at = self._clock()
-        for key in write.changed:
+        write.changed = [
+            Change(rev=write.rev, key=key, value=write.entries[key], at=at) for key in changed
+        ]
+        for key in changed:
             value = write.entries[key]
             self._db.execute(
                 "INSERT INTO log (rev, key, prev, deleted, at, value) VALUES (?, ?, ?, ?, ?, ?)",

@@ -1,9 +1,10 @@
 """Watching a log: cursors, and who is woken when a key changes. Engine and SQL are elsewhere.
 
-A watch owns no queue. It reads the log in pages from its cursor and sleeps when it has seen the
-newest revision. `Sleepers` knows only those that sleep, by prefix, and a commit looks up the
-prefixes of its keys there: its cost depends on how deep keys are, not on how many watches there
-are. Sleeping starts in the same step as the read that found nothing, so no change falls between.
+A watch reads the log in pages from its cursor and sleeps when it has seen the newest revision.
+`Sleepers` knows only those that sleep, by prefix, and a commit looks up the prefixes of its keys
+there: its cost depends on how deep keys are, not on how many watches there are. Sleeping starts in
+the same step as the read that found nothing, so no change falls between. A sleeper is handed its
+changes: a watch that keeps up reads nothing, and one that is busy collects nothing.
 """
 
 from __future__ import annotations
@@ -29,15 +30,20 @@ class Sleepers:
     def __init__(self) -> None:
         self._by_prefix: dict[str, set[Watch]] = {}
 
-    def changed(self, rev: int, key: str) -> None:
-        for prefix in prefixes(key):
-            for watch in self._by_prefix.get(prefix, ()):
-                watch.wake(rev)
+    def changed(self, changes: Sequence[Change]) -> None:
+        """All that one transaction wrote, by key."""
+        concerned: dict[Watch, list[Change]] = {}
+        for change in changes:
+            for prefix in prefixes(change.key):
+                for watch in self._by_prefix.get(prefix, ()):
+                    concerned.setdefault(watch, []).append(change)
+        for watch, its_changes in concerned.items():
+            watch.hand(its_changes)
 
     def wake_all(self) -> None:
         for watches in self._by_prefix.values():
             for watch in watches:
-                watch.wake(0)
+                watch.wake()
 
     async def sleep(self, watch: Watch, woken: trio.Event) -> None:
         self._by_prefix.setdefault(watch.prefix, set()).add(watch)
@@ -82,13 +88,20 @@ class Watch(AsyncIterator[Change]):
                 await self._sleepers.sleep(self, self._woken)
         return self._page.popleft()
 
-    def wake(self, rev: int) -> None:
-        """Revision `rev` concerns this watch; the first call since it fell asleep is the lowest."""
-        if not self._woken.is_set():
-            # Whatever lies between was written under other prefixes: no need to read past it,
-            # and no harm if it is compacted.
-            self._cursor = max(self._cursor, (rev - 1, LAST_KEY))
-            self._woken.set()
+    def wake(self) -> None:
+        self._woken.set()
+
+    def hand(self, changes: Sequence[Change]) -> None:
+        """It sleeps, or was woken and has not run since; what it was handed comes first.
+
+        Whatever lies between was written under other prefixes: no need to read past it, and no
+        harm if it is compacted.
+        """
+        rev = changes[0].rev
+        if rev > self._cursor[0]:  # else it was read, after the commit and before this word of it
+            self._page.extend(changes)
+            self._cursor = (rev, LAST_KEY)
+            self.wake()
 
 
 def span(prefix: str) -> tuple[str, str]:
