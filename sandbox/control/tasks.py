@@ -168,9 +168,9 @@ class Tasks:
 
     def find(self, task: str) -> str:
         """The id for an id, a unique prefix of one, a name or an ARN; NotFound otherwise."""
-        ids = rows.task_ids(self._node.store)
-        if task in ids:
+        if rows.desired(self._node.store, task) is not None:
             return task
+        ids = rows.task_ids(self._node.store)
         families = {
             row.value.definition.family: row.value.id
             for row in map(self._row, ids)
