@@ -91,7 +91,7 @@ async def finish(agent: Agent, task: str) -> Outcome:
     """Wait until the task is STOPPED, and read its logs."""
     async for view in agent.tasks.watch(task):
         last = view
-    written = {"stdout": b"", "stderr": b"", "terminal": b"", "keeper": b""}
+    written = {stream: bytearray() for stream in ("stdout", "stderr", "terminal", "keeper")}
     async for record in agent.tasks.logs(task):
         written[record.stream] += record.data
     text = {stream: data.decode(errors="replace") for stream, data in written.items()}
