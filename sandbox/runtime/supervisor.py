@@ -164,7 +164,7 @@ class Supervisor:
                 await self._start_what_may()
                 cause = self._cause_to_stop()
             if self._has_started(cause):
-                self.record.save_event(3, last_status=Status.RUNNING, started_at=time.time())
+                self.record.save_event(3, last_status=Status.RUNNING, started_at=self._started_at())
             if cause is not None:
                 return cause
             await self._wait_for_change()
@@ -184,6 +184,13 @@ class Supervisor:
         if cause is not None and cause.code is not StopCode.ESSENTIAL_CONTAINER_EXITED:
             return False
         return ordering.is_running(self._desired.definition, self.record.facts())
+
+    def _started_at(self) -> float:
+        """With its last container; an essential one may have ended before that was noticed."""
+        known = self.record.known
+        starts = [c.started_at for c in known.containers if c.started_at is not None]
+        ends = [known.execution_stopped_at] if known.execution_stopped_at is not None else []
+        return min([max(starts), *ends])
 
     async def _start_what_may(self) -> None:
         definition = self._desired.definition

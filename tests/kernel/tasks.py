@@ -17,6 +17,9 @@ from sandbox.model.request import RunRequest
 from sandbox.model.task import ContainerDefinition, ContainerKnown, Status, TaskView
 from tests.kernel.conftest import Outcome, definition, finish
 
+STAYS = "trap 'exit 0' TERM; while :; do sleep 0.05; done"
+"""Runs until it is told to stop; a plain `sleep`, as pid 1, would have to be killed."""
+
 
 def container(image: str, name: str, script: str, **members: Any) -> ContainerDefinition:
     """A container that runs a line of shell; it is killed after two seconds of patience."""

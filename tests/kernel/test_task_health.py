@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 
@@ -20,6 +21,7 @@ from sandbox.model.task import (
     Status,
 )
 from tests.kernel.tasks import (
+    STAYS,
     container,
     execute,
     of,
@@ -33,10 +35,9 @@ pytestmark = pytest.mark.usefixtures("any_period")
 
 
 def checked(image: str, name: str, *command: str, **members: int) -> ContainerDefinition:
-    """A container that runs until SIGTERM; one more file each time its check begins."""
+    """A container that is checked every second, and each check stopped after one."""
     check = HealthCheck(command=command, interval=1, timeout=1, **members)
-    run = "trap 'exit 0' TERM; while :; do sleep 0.05; done"
-    return container(image, name, run, health_check=check)
+    return container(image, name, STAYS, health_check=check)
 
 
 def decided(known: ContainerKnown) -> bool:
@@ -55,13 +56,20 @@ async def test_every_way_in_which_a_check_can_end(agent: Agent, tiny: str) -> No
         checked(tiny, "absent", "CMD", "no-such-check", retries=2),
         checked(tiny, "young", "CMD", "false", retries=1, start_period=300),
         checked(tiny, "none", "NONE"),
+        checked(tiny, "loud", "CMD", "yes"),
+        msgspec.structs.replace(
+            checked(tiny, "user", "CMD-SHELL", "echo $(id -u) $A $AWS_REGION $PWD $HOME"),
+            user="app",
+            working_directory="/tmp",
+            environment=(KeyValuePair(name="A", value="b"),),
+        ),
         cpu="1024",
         memory="2048",
     )
     first = agent.tasks.describe(task)
     assert {c.health for c in first.known.containers} == {Health.UNKNOWN}
 
-    names = ("good", "shell", "bad", "hangs", "absent")
+    names = ("good", "shell", "bad", "hangs", "absent", "user")
     view = await reached(agent, task, lambda view: all(decided(of(view, n)) for n in names))
     assert of(view, "good").health is Health.HEALTHY
     assert of(view, "good").health_output == "fine and well\n"
@@ -77,6 +85,9 @@ async def test_every_way_in_which_a_check_can_end(agent: Agent, tiny: str) -> No
     assert of(view, "none").health is Health.UNKNOWN
     assert of(view, "none").health_output is None
 
+    assert of(view, "user").health_output == "1000 b us-east-1 /tmp /home/app\n"
+    assert len(of(view, "loud").health_output or "") <= 4200
+
     # An unhealthy container runs on, and so does the task: replacing it is a service's business.
     assert view.known.health is Health.UNHEALTHY
     assert view.known.last_status is Status.RUNNING
@@ -87,7 +98,7 @@ async def test_every_way_in_which_a_check_can_end(agent: Agent, tiny: str) -> No
     # One check of `hangs` may be under way, with three that sleep; none has left any.
     assert len([line for line in processes_of(agent, task) if line.startswith("sleep 99")]) <= 3
     outcome = await stopped(agent, task)
-    assert [c.exit_code for c in outcome.view.known.containers] == [0] * 7
+    assert [c.exit_code for c in outcome.view.known.containers] == [0] * 9
 
 
 async def test_retries_count_failures_in_a_row_and_a_success_mends_all(
@@ -113,35 +124,6 @@ async def test_retries_count_failures_in_a_row_and_a_success_mends_all(
     assert trio.current_time() - began > 1
     await execute(agent, task, "touch", "/good")
     await becomes(Health.HEALTHY)
-    await stopped(agent, task)
-
-
-async def test_a_check_runs_as_the_containers_user_in_its_environment(
-    agent: Agent, tiny: str
-) -> None:
-    line = "echo $(id -u) $A $AWS_REGION $PWD $HOME"
-    check = HealthCheck(command=("CMD-SHELL", line), interval=1)
-    task = await started(
-        agent,
-        container(
-            tiny,
-            "app",
-            "exec sleep 1000",
-            user="app",
-            working_directory="/tmp",
-            environment=(KeyValuePair(name="A", value="b"),),
-            health_check=check,
-        ),
-    )
-    view = await reached(agent, task, lambda view: decided(of(view, "app")))
-    assert of(view, "app").health_output == "1000 b us-east-1 /tmp /home/app\n"
-    await stopped(agent, task)
-
-
-async def test_what_a_check_says_is_bounded(agent: Agent, tiny: str) -> None:
-    task = await started(agent, checked(tiny, "app", "CMD", "yes"))
-    view = await reached(agent, task, lambda view: of(view, "app").health_output is not None)
-    assert len(of(view, "app").health_output or "") <= 4200
     await stopped(agent, task)
 
 

@@ -56,16 +56,21 @@ async def test_the_cpu_of_a_task_is_a_hard_quota_for_all_its_containers(
 async def test_the_cpu_of_a_container_is_its_weight_among_its_siblings(
     agent: Agent, tiny: str
 ) -> None:
+    # One for each processor, so that they meet on every one.
+    everywhere = f"for n in $(seq $(nproc)); do ({SPIN}) & done; wait"
     task = await started(
-        agent, container(tiny, "much", SPIN, cpu=200), container(tiny, "little", SPIN, cpu=50)
+        agent,
+        container(tiny, "much", everywhere, cpu=800),
+        container(tiny, "little", everywhere, cpu=100),
+        cpu="1024",
+        memory="2048",
     )
     before, after = await stats_over(agent, task, 2)
     much, little = (
         b.cpu_usage_ns - a.cpu_usage_ns
         for a, b in zip(before.containers, after.containers, strict=True)
     )
-    # With a quarter of one processor the two rarely meet on it, so only the order is certain.
-    assert much > little * 0.9
+    assert much > 3 * little > 0
     await killed(agent, task)
 
 

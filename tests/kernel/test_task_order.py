@@ -17,8 +17,10 @@ from sandbox.model.task import (
 )
 from tests.kernel.conftest import Outcome
 from tests.kernel.tasks import (
+    STAYS,
     container,
     heard,
+    killed,
     of,
     reached,
     started,
@@ -54,13 +56,13 @@ async def test_start_waits_for_the_start_whatever_the_order_of_the_definition(
     outcome = await to_the_end(
         agent,
         container(tiny, "app", "true", **after("db", "START")),
-        container(tiny, "db", "exec sleep 1000", essential=False),
+        container(tiny, "db", STAYS, essential=False),
     )
     app, db = of(outcome.view, "app"), of(outcome.view, "db")
     assert app.started_at is not None
     assert db.started_at is not None
     assert db.started_at < app.started_at
-    assert (app.exit_code, db.exit_code) == (0, 137)
+    assert (app.exit_code, db.exit_code) == (0, 0)
 
 
 @pytest.mark.parametrize(("condition", "code"), [("COMPLETE", 3), ("SUCCESS", 0)])
@@ -91,7 +93,7 @@ async def test_healthy_waits_for_the_health_check(
         container(
             tiny,
             "db",
-            "sleep 0.5; echo db; touch /ready; exec sleep 1000",
+            f"sleep 0.5; echo db; touch /ready; {STAYS}",
             essential=False,
             health_check=check,
         ),
@@ -103,10 +105,10 @@ async def test_healthy_waits_for_the_health_check(
 async def test_a_task_runs_when_all_of_a_chain_have_started(agent: Agent, tiny: str) -> None:
     task = await started(
         agent,
-        container(tiny, "c", "exec sleep 1000", **after("b", "START")),
-        container(tiny, "b", "exec sleep 1000", **after("a", "SUCCESS")),
+        container(tiny, "c", STAYS, **after("b", "START")),
+        container(tiny, "b", STAYS, **after("a", "SUCCESS")),
         container(tiny, "a", "sleep 0.2", essential=False),
-        container(tiny, "v", "exec sleep 1000", volumes_from=(VolumeFrom(source_container="c"),)),
+        container(tiny, "v", STAYS, volumes_from=(VolumeFrom(source_container="c"),)),
     )
     view = agent.tasks.describe(task)
     stamps = [of(view, name).started_at for name in "abcv"]
@@ -114,7 +116,7 @@ async def test_a_task_runs_when_all_of_a_chain_have_started(agent: Agent, tiny: 
     assert stamps == sorted(stamps)  # type: ignore[type-var]
     assert view.known.started_at is not None
     assert view.known.started_at >= (stamps[-1] or 0)
-    await stopped(agent, task)
+    await killed(agent, task)
 
 
 # Dependencies that fail ----------------------------------------------------------------------
@@ -209,7 +211,7 @@ async def test_the_end_of_one_that_is_not_essential_is_told_and_the_task_runs_on
 ) -> None:
     task = await started(
         agent,
-        container(tiny, "app", "exec sleep 1000"),
+        container(tiny, "app", STAYS),
         container(tiny, "side", "exit 4", essential=False),
     )
     view = await reached(agent, task, lambda view: of(view, "side").last_status == "STOPPED")

@@ -210,5 +210,7 @@ async def test_a_link_in_the_image_does_not_lead_a_volume_out_of_it(
         container(images.make("trap", trap), "app", "touch /v/made", mount_points=at("/v")),
         volumes=DATA,
     )
-    assert outcome.container.reason == "CannotStartContainerError: bind v: No such file or directory"
+    assert (
+        outcome.container.reason == "CannotStartContainerError: bind v: No such file or directory"
+    )
     assert os.listdir(victim) == ["secret"]
