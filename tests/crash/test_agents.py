@@ -493,3 +493,20 @@ async def test_a_full_disk_loses_neither_an_exit_code_nor_the_way_back(
             await agent.tasks.remove(id)
             assert await second_task(agent, image) == []
         assert await site.remains() == []
+
+
+async def test_an_agent_that_cannot_write_its_store_ends_and_its_task_goes_on(
+    driver: Driver, tmp_path: Path, image: str
+) -> None:
+    with small_disk(tmp_path) as disk:
+        site = Site(disk / "state", tmp_path / "run")
+        driver.start(verb="hold", image=image, script="sleep 0.5; exit 9", **site.place)
+        id = driver.hear("ready")["task"]
+        filler = fill(disk)
+        assert driver.hear("ended")["ended"] == 1
+        filler.unlink()
+        async with site.agent() as agent:
+            known = (await stopped(agent, id)).known
+            assert known.containers[0].exit_code == 9
+            await agent.tasks.remove(id)
+        assert await site.remains() == []
