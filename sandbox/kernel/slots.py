@@ -138,7 +138,9 @@ def _close_all(slots: Iterable[Slot]) -> None:
 
 
 class SlotPool:
-    """Keeps `size` slots ready. `claim` gives a free range, `release` takes back an unused one."""
+    """Keeps up to `size` slots ready, more than half of it between bursts: one run of the program
+    makes several. `claim` gives a free range, `release` takes back an unused one.
+    """
 
     def __init__(
         self,
@@ -189,8 +191,10 @@ class SlotPool:
         await trio.lowlevel.checkpoint()  # before the pop: a cancelled caller would lose the slot
         if not self._ready:
             return (await self._make(1))[0]
-        self._taken.set()
-        return self._ready.pop(0)
+        slot = self._ready.pop(0)
+        if len(self._ready) <= self._size // 2:
+            self._taken.set()
+        return slot
 
     def close(self) -> None:
         """Drop what is ready and release its ranges."""
