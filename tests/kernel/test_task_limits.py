@@ -48,7 +48,6 @@ async def test_the_cpu_of_a_task_is_a_hard_quota_for_all_its_containers(
     assert after.total.cpu_throttled_periods > before.total.cpu_throttled_periods + 5
     assert after.total.cpu_periods >= after.total.cpu_throttled_periods
     each = [c.cpu_usage_ns for c in after.containers]
-    assert sum(each) <= after.total.cpu_usage_ns
     assert min(each) > max(each) / 4
     await killed(agent, task)
 
