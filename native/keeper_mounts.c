@@ -31,8 +31,9 @@ static int attach(int mount, int target) {
                         MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);
 }
 
+/* Private as well: what was copied from a shared mount of the host would be its peer. */
 static int set_attributes(int fd, uint64_t set, unsigned flags) {
-    struct mount_attr attr = {.attr_set = set};
+    struct mount_attr attr = {.attr_set = set, .propagation = MOUNT_PRIVATE};
     return (int)syscall(SYS_mount_setattr, fd, "", AT_EMPTY_PATH | flags, &attr, sizeof attr);
 }
 
@@ -166,7 +167,7 @@ int mount_new(struct child *c, const struct record *r) {
 }
 
 int mount_bind(struct child *c, int mount, uint64_t attributes, const char *target) {
-    if (attributes && set_attributes(mount, attributes, AT_RECURSIVE))
+    if (set_attributes(mount, attributes, AT_RECURSIVE))
         return -1;
     return attach_at(c, mount, target);
 }

@@ -45,18 +45,29 @@ _ATTEMPTS = 100
 
 
 def clone(fd: int, *, recursive: bool = False, read_only: bool = False) -> int:
-    """A detached copy of the mount at `fd`, showing only what is below it."""
+    """A detached copy of the mount at `fd`, showing only what is below it.
+
+    It is private: a copy of a shared mount (systemd shares all of them) is its peer otherwise, and
+    what a container has mounted on it appears on the host.
+    """
     depth = native.AT_RECURSIVE if recursive else 0
-    copy = native.open_tree(fd, "", native.OPEN_TREE_CLONE | native.AT_EMPTY_PATH | depth)
+    copy = _copy(fd, depth)
     with _unless_complete(copy):
-        if read_only:
-            _set(copy, native.MOUNT_ATTR_RDONLY, at_flags=depth)
+        read_only_attr = native.MOUNT_ATTR_RDONLY if read_only else 0
+        _set(copy, read_only_attr, at_flags=depth, propagation=native.MS_PRIVATE)
     return copy
 
 
+def _copy(fd: int, depth: int = 0) -> int:
+    return native.open_tree(fd, "", native.OPEN_TREE_CLONE | native.AT_EMPTY_PATH | depth)
+
+
 def idmapped(path_fd: int, userns_fd: int, *, read_only: bool = False) -> int:
-    """A detached copy whose ids 0.. are those of the user namespace; EINVAL if the fs cannot."""
-    copy = clone(path_fd)
+    """A detached copy whose ids 0.. are those of the user namespace; EINVAL if the fs cannot.
+
+    For the layers of an overlay, not to be attached: it may be the peer of a shared mount.
+    """
+    copy = _copy(path_fd)
     with _unless_complete(copy):
         read_only_attr = native.MOUNT_ATTR_RDONLY if read_only else 0
         _set(copy, native.MOUNT_ATTR_IDMAP | read_only_attr, userns_fd=userns_fd)
@@ -196,9 +207,11 @@ def _detach_again(fd: int) -> None:
     os.close(copy)
 
 
-def _set(fd: int, attrs: int, *, at_flags: int = 0, userns_fd: int = -1) -> None:
+def _set(
+    fd: int, attrs: int, *, at_flags: int = 0, propagation: int = 0, userns_fd: int = -1
+) -> None:
     at_flags |= native.AT_EMPTY_PATH
-    native.mount_setattr(fd, "", at_flags, attrs, 0, userns_fd=userns_fd)
+    native.mount_setattr(fd, "", at_flags, attrs, 0, propagation, userns_fd=userns_fd)
 
 
 def _name_in(parent: int, fd: int) -> str:

@@ -22,6 +22,7 @@ from sandbox.kernel.thread import KernelThread
 pytestmark = pytest.mark.guest
 
 BASE = 0x7FFF0000
+MS_SHARED = 1 << 20
 Opened = Callable[[int], int]
 
 
@@ -73,6 +74,31 @@ def at(fd: int, name: str = "") -> Path:
 
 def mount_table() -> str:
     return Path("/proc/self/mountinfo").read_text()
+
+
+def test_what_is_mounted_on_a_copy_of_a_shared_mount_appears_there_alone(tmp_path: Path) -> None:
+    for name in ("shared", "copy"):
+        (tmp_path / name).mkdir()
+
+    def mounted() -> list[str]:
+        native.unshare(native.CLONE_NEWNS)
+        native.mount(None, "/", None, native.MS_REC | native.MS_PRIVATE)
+        native.mount("tmpfs", str(tmp_path / "shared"), "tmpfs", 0)
+        native.mount(None, str(tmp_path / "shared"), None, MS_SHARED)
+        (tmp_path / "shared/sub").mkdir()
+        original = path(tmp_path / "shared")
+        copy = mounts.clone(original)
+        native.move_mount(
+            copy, "", native.AT_FDCWD, str(tmp_path / "copy"), native.MOVE_MOUNT_F_EMPTY_PATH
+        )
+        os.close(copy)
+        os.close(original)
+        native.mount("tmpfs", str(tmp_path / "copy/sub"), "tmpfs", 0)
+        lines = Path("/proc/thread-self/mountinfo").read_text().splitlines()
+        return [line.split()[4] for line in lines if line.split()[4].endswith("/sub")]
+
+    with KernelThread("shared") as thread:
+        assert thread.call(mounted) == [str(tmp_path / "copy/sub")]
 
 
 def layers_of(directory: Path, count: int, userns: int, opened: Opened) -> list[int]:

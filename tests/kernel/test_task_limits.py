@@ -74,7 +74,9 @@ async def test_the_cpu_of_a_container_is_its_weight_among_its_siblings(
 
 
 async def test_an_idle_task_is_not_throttled(agent: Agent, tiny: str) -> None:
-    task = await started(agent, container(tiny, "app", "exec sleep 1000"))
+    task = await started(agent, container(tiny, "app", "echo up; exec sleep 1000"))
+    await heard(agent, task, "up")
+    await trio.sleep(0.5)
     before, after = await stats_over(agent, task, 0.5)
     assert after.total.cpu_throttled_periods == before.total.cpu_throttled_periods
     assert after.total.cpu_usage_ns - before.total.cpu_usage_ns < 50_000_000
