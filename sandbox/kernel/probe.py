@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -286,14 +286,19 @@ def _namespaces(report: Report, directory: Path) -> None:
         with report.trying(
             "id-mapped layers",
             "put the state directory on ext4, xfs or btrfs",
-            why=f"overlay in {directory}",
+            why=f"overlay in {directory}, layers by {_layers_given()}",
         ):
             _try_overlay(directory, made[0].userns_fd, id_base)
     finally:
         made[0].close()
-    with report.trying("layers by descriptor", "", otherwise=State.DEGRADED):
-        if not mounts.overlay_takes_descriptors():
-            raise SandboxError("before Linux 6.13: overlays are made in a throw-away namespace")
+
+
+def _layers_given() -> str:
+    """How overlay gets its layers: by name is as well isolated and takes a thread more a launch."""
+    with suppress(SandboxError):  # what is missing is told by trying an overlay
+        if mounts.overlay_takes_descriptors():
+            return "descriptor"
+    return "name (Linux before 6.13)"
 
 
 def _own_proc(report: Report) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.kernel import probe
+from sandbox.kernel import mounts, probe
 from sandbox.kernel.cgroups import hierarchies
 from sandbox.kernel.probe import Finding, State
 
@@ -49,6 +49,13 @@ def test_a_file_system_without_id_mapping_is_missing_and_says_what_to_do() -> No
     assert layers.state is State.MISSING
     assert "ext4" in layers.mend
     assert not probe.can_run_tasks(list(found.values()))
+
+
+def test_layers_by_name_are_no_lack(findings: dict[str, Finding]) -> None:
+    layers = findings["id-mapped layers"]
+    assert layers.state is State.ACTIVE
+    given = "descriptor" if mounts.overlay_takes_descriptors() else "name (Linux before 6.13)"
+    assert layers.why.endswith(f"layers by {given}")
 
 
 @pytest.mark.skipif(os.environ.get("SANDBOX_GUEST") == "1", reason="the guest's time is not real")
