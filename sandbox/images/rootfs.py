@@ -156,7 +156,8 @@ class _Writable:
         discard(self.directory)
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not lowers:
-            (self.directory / "lower").mkdir(mode=0o755)
+            (self.directory / "lower").mkdir()
+            (self.directory / "lower").chmod(0o755)  # whatever our umask: "/" will look like it
         (self.directory / "upper").mkdir(mode=0o700)
         self._dress(lowers[0] if lowers else self.directory / "lower")
         self.work.mkdir(mode=0o700)  # last: without it the layer is begun anew

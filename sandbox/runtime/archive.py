@@ -168,11 +168,15 @@ def _parent(target: int, parts: list[str], id_base: int) -> Iterator[int]:
     fd = os.dup(target)
     try:
         for part in parts:
+            is_new = False
             with contextlib.suppress(FileExistsError):
                 os.mkdir(part, 0o755, dir_fd=fd)
                 os.chown(part, id_base, id_base, dir_fd=fd, follow_symlinks=False)
+                is_new = True
             flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
             deeper = native.openat2(fd, part, flags)
+            if is_new:
+                os.chmod(f"/proc/self/fd/{deeper}", 0o755)  # whatever our umask
             os.close(fd)
             fd = deeper
         yield fd

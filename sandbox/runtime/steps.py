@@ -131,7 +131,8 @@ async def _make_directory(scene: Scene) -> None:
         (directory / "volumes").mkdir(mode=0o700, parents=True, exist_ok=True)
         for volume in scene.task.definition.volumes:
             path = directory / "volumes" / volume.name
-            path.mkdir(mode=0o755, exist_ok=True)
+            path.mkdir(exist_ok=True)
+            os.chmod(path, 0o755)  # whatever our umask
             os.chown(path, scene.task.id_base, scene.task.id_base)
     except OSError as error:
         raise KernelError("mkdir", str(directory), error.errno or 0) from None

@@ -103,9 +103,14 @@ class Branch:
         return f"{self.path}/{name}"
 
     def mkdir(self, name: str) -> bool:
-        """True when it was made now, false when it was there."""
+        """True when it was made now, false when it was there.
+
+        Whatever our umask: on older kernels (6.1) who mounts cgroup2 in a cgroup namespace needs
+        search permission on the way to its root, and a task's root is nobody here.
+        """
         try:
             os.mkdir(name, 0o755, dir_fd=self.fd)
+            os.chmod(name, 0o755, dir_fd=self.fd)
         except FileExistsError:
             return False
         except OSError as error:
