@@ -66,6 +66,7 @@ class Collector:
 
     async def to_its_end(self, way: str) -> None:
         outcome = await finish(self._agent, (await self._run(**WAYS[way])).id)
+        assert outcome.container.exit_code == 0, f"{way}: {outcome}"
         self.reports[way] = report(outcome.stdout)
 
     async def as_health_check(self) -> None:
