@@ -24,9 +24,8 @@ from tests.kernel.conftest import finish
 from tests.kernel.probe_image import Images
 from tests.kernel.tasks import heard, started
 
-pytestmark = pytest.mark.guest
-
-EXECS = 20 if "SANDBOX_GUEST" in os.environ else 150
+IN_GUEST = "SANDBOX_GUEST" in os.environ
+EXECS = 20 if IN_GUEST else 150
 GIVE_UP_MS = 1000
 
 
@@ -63,9 +62,12 @@ async def lie_in_wait(agent: Agent, image: str, *arguments: str) -> str:
     return task
 
 
+@pytest.mark.guest
 async def test_nobody_reaches_into_an_exec_before_it_runs_the_tasks_own_program(
     agent: Agent, lurker: str
 ) -> None:
+    if IN_GUEST:  # a host of our own: processes that change their ids stay open to others there
+        Path("/proc/sys/fs/suid_dumpable").write_text("1")
     task = await lie_in_wait(agent, lurker)
     with trio.fail_after(120):
         for _ in range(EXECS):
@@ -80,6 +82,7 @@ async def test_nobody_reaches_into_an_exec_before_it_runs_the_tasks_own_program(
     assert {what for what, (_, _, able) in told.items() if not able} == {"exe for writing"}
 
 
+# Not in the guest, where the one processor rarely lets the waiting program in between.
 async def test_an_exec_that_the_task_stops_on_its_way_in_is_given_up(
     hasty: Agent, lurker: str
 ) -> None:

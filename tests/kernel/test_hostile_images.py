@@ -235,7 +235,7 @@ async def test_no_passwd_makes_a_user_of_nothing(
     attempt: Attempt, passwd: Write, reason: str
 ) -> None:
     outcome = await attempt("id -u", passwd, user="app")
-    assert re.fullmatch(f"ResourceInitializationError: {reason}", refusal(outcome))
+    assert re.fullmatch(rf"\w+Error: {reason}", refusal(outcome))
 
 
 async def test_a_passwd_outside_of_the_image_is_not_read(attempt: Attempt, outside: Path) -> None:
