@@ -30,6 +30,9 @@ LEFT_AFTER_S = 5.0
 OURS = re.compile(r"sandbox|sb[0-9a-f]{4}")
 """Every name that Sandbox gives a kernel object begins so (instance ids are 4 hex digits)."""
 
+TASKS_UNIT = "/system.slice/sandbox-tasks.service"
+"""Where trees stand on a machine that scripts/provision prepared."""
+
 
 # The checks that every implementation of a protocol must pass assert as tests do.
 pytest.register_assert_rewrite("tests.suites")
@@ -90,11 +93,11 @@ def cgroups() -> set[str]:
 
 
 def cgroup_roots() -> list[Path]:
-    """Mount points of all hierarchies and, under them, the place of this process."""
+    """Mount points of all hierarchies and, under them, the places of this process and of tasks."""
     fields = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     tops = [Path(f[4]) for f in fields if f[f.index("-") + 1] in ("cgroup", "cgroup2")]
     own = {line.split(":", 2)[2] for line in Path("/proc/self/cgroup").read_text().splitlines()}
-    places = {top / path.lstrip("/") for top in tops for path in own | {"/"}}
+    places = {top / path.lstrip("/") for top in tops for path in own | {"/", TASKS_UNIT}}
     return sorted(place for place in places if place.is_dir())
 
 
