@@ -28,6 +28,7 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 
 from sandbox.errors import KernelError
 from sandbox.kernel import native
@@ -115,8 +116,9 @@ def overlay(
         return thread.call(lambda: _overlay_by_name(lowers, upper, work, volatile=volatile))
 
 
+@cache
 def overlay_takes_descriptors() -> bool:
-    """Whether the kernel takes layers as descriptors (6.13): asked by trying, some 10 us."""
+    """Whether the kernel takes layers as descriptors (6.13): found out by trying, once."""
     with ExitStack() as opened:
         context = native.fsopen("overlay")
         opened.callback(os.close, context)

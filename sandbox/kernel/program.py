@@ -118,6 +118,12 @@ class Program:
         texts = [f for f in fields if isinstance(f, str)]
         self._labels.append((name.lower(), about if about is not None else " ".join(texts)))
 
+    def extend(self, records: Program) -> None:
+        """Append those of another one, which lends no descriptor: it may be kept for many."""
+        assert not records.lent
+        self._records += records._records
+        self._labels += records._labels
+
     def encode(self) -> bytes:
         body = b"".join(self._records)
         size = len(MAGIC) + 8 + len(body)

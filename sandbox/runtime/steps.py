@@ -128,7 +128,9 @@ async def undo(scene: Scene, steps: tuple[Step, ...]) -> None:
 async def _make_directory(scene: Scene) -> None:
     directory = scene.node.task_dir(scene.task.id)
     try:
-        (directory / "volumes").mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if scene.task.definition.volumes:
+            (directory / "volumes").mkdir(mode=0o700, exist_ok=True)
         for volume in scene.task.definition.volumes:
             path = directory / "volumes" / volume.name
             path.mkdir(exist_ok=True)
@@ -142,7 +144,8 @@ async def _empty_directory(scene: Scene) -> None:
     directory = scene.node.task_dir(scene.task.id)
     if not directory.exists():
         return
-    await trio.to_thread.run_sync(remove_tree, directory / "volumes")
+    if scene.task.definition.volumes:
+        await trio.to_thread.run_sync(remove_tree, directory / "volumes")
     for container in scene.task.definition.container_definitions:
         await scene.node.roots.discard(scene.node.container_dir(scene.task.id, container.name))
 
@@ -203,8 +206,11 @@ async def _detach_network(scene: Scene) -> None:
 
 
 async def _pull_images(scene: Scene) -> None:
+    definitions = scene.task.definition.container_definitions
+    if len(definitions) == 1:
+        return await _pull(scene, definitions[0])
     async with trio.open_nursery() as nursery:
-        for definition in scene.task.definition.container_definitions:
+        for definition in definitions:
             nursery.start_soon(_pull, scene, definition)
 
 
