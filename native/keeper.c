@@ -26,6 +26,8 @@
 extern char **environ;
 
 static struct program program;
+static void *program_bytes; /* what the records' strings point into, until the container runs */
+static size_t program_size;
 static int status_is_ours; /* the lock is held: nobody else writes into the status directory */
 
 /* Field 22 of /proc/PID/stat: with it a pid names one process for ever. */
@@ -112,11 +114,12 @@ static void load_program(void) {
         errno = EPERM, give_up("the program is not sealed");
     if (fstat(PROGRAM_FD, &st) || st.st_size > MAX_PROGRAM)
         give_up("program");
-    void *data = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, PROGRAM_FD, 0);
-    if (data == MAP_FAILED)
+    program_size = (size_t)st.st_size;
+    program_bytes = mmap(NULL, program_size, PROT_READ, MAP_PRIVATE, PROGRAM_FD, 0);
+    if (program_bytes == MAP_FAILED)
         give_up("program");
     close(PROGRAM_FD);
-    const char *wrong = program_read(&program, data, (size_t)st.st_size);
+    const char *wrong = program_read(&program, program_bytes, program_size);
     if (wrong)
         errno = EBADMSG, give_up(wrong);
 }
@@ -233,6 +236,7 @@ static void let_go(void) {
         case OP_JOIN:
             close((int)program.record[i].n[0]);
         }
+    munmap(program_bytes, program_size);
 }
 
 /* 1 when the container's first process has been reaped now. */
