@@ -1,11 +1,15 @@
 """The revision log in one SQLite file: a log, its heads, one writer thread, WAL.
 
-Reads and writes have a connection each. In WAL mode neither waits for the other and a read is a
-snapshot, so reads run in the event loop's own thread (microseconds), while a write, which may wait
-for a disk, runs in the writer thread. That thread takes whatever has queued up meanwhile and
-commits it at once: the more callers wait for the disk, the more of them one fsync serves.
+The heads are kept in memory too: a read is a dictionary's, and decodes a value once. A write, which
+may wait for a disk, runs in the writer thread. That thread takes whatever has queued up meanwhile
+and commits it at once: the more callers wait for the disk, the more of them one fsync serves. When
+nobody waits it lingers a moment for more, since every time it wakes it takes the interpreter away
+from the event loop. What it has committed reaches the heads, the watches and the callers together.
 Durability is SQLite's `synchronous`: FULL syncs the WAL before COMMIT returns; NORMAL leaves that
 to the next FULL commit or checkpoint, which syncs everything written before it too.
+
+Only a watch that has fallen behind reads the log, on a connection of its own: in WAL mode neither
+waits for the other.
 
 The log is cut at a number of revisions and at a number of bytes, a little at a time. Pages that are
 free beyond a quarter of the file go back to the file system.
@@ -22,6 +26,7 @@ import queue
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -73,6 +78,10 @@ _SCHEMA = (
 
 _BATCH = 256
 """Transactions in one commit: bounds how long the first of them waits for the last."""
+_LINGER_S = 0.002
+"""How long a write that nobody waits for may wait for others: what a reader does not notice."""
+_RECENT = 512
+"""Log entries that are kept in memory for watches: several launches of several tasks at once."""
 _PAGE = 64
 """Log entries that a watch reads at a time: bounds what a slow one holds in memory."""
 _HEADER_BYTES = 100
@@ -87,9 +96,18 @@ class SqliteStore:
     def __init__(self, log: _Log) -> None:
         self._log = log
         self._reader = _connect(log.path)
+        self._heads = _read_heads(log.path, self._reader)
+        self._revision = log.revision
+        """Up to which the heads are told. The log may be ahead of it by what is in `_answered`."""
         self._decoders: dict[type[msgspec.Struct], msgspec.json.Decoder[Any]] = {}
         self._sleepers = Sleepers()
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        self._hurry: queue.SimpleQueue[None] = queue.SimpleQueue()
+        """A word for each job that somebody waits for, so that the writer does not linger."""
+        self._answered: deque[_Job] = deque()
+        self._recent: deque[Change] = deque(maxlen=_RECENT)
+        self._before_recent = self._revision
+        """The newest revision of which something is no longer in `_recent`."""
         self._closing: _Close | None = None
         self._unheard: Exception | None = None
         self._loop: trio.lowlevel.TrioToken | None = None
@@ -115,7 +133,7 @@ class SqliteStore:
     @property
     def revision(self) -> int:
         self._check_open()
-        return self._log.revision
+        return self._revision
 
     @property
     def compacted(self) -> int:
@@ -124,16 +142,17 @@ class SqliteStore:
         return floor
 
     def get(self, key: str, kind: type[T]) -> Versioned[T] | None:
-        rows = self._read("SELECT key, rev, value FROM head WHERE key = ?", key)
-        return self._versioned(rows[0], kind) if rows else None
+        self._check_open()
+        head = self._heads.get(key)
+        return self._versioned(key, head, kind) if head is not None else None
 
     def list(self, prefix: str, kind: type[T]) -> Sequence[Versioned[T]]:
-        query = "SELECT key, rev, value FROM head WHERE key >= ? AND key < ? ORDER BY key"
-        return [self._versioned(row, kind) for row in self._read(query, *span(prefix))]
+        return [self._versioned(key, self._heads[key], kind) for key in self.keys(prefix)]
 
     def keys(self, prefix: str) -> Sequence[str]:
-        query = "SELECT key FROM head WHERE key >= ? AND key < ? ORDER BY key"
-        return [key for (key,) in self._read(query, *span(prefix))]
+        self._check_open()
+        span(prefix)  # refuses what is no prefix
+        return sorted(key for key in self._heads if key.startswith(prefix))
 
     async def txn(
         self,
@@ -181,6 +200,8 @@ class SqliteStore:
     # In the event loop's thread --------------------------------------------------------------
 
     def _check_open(self) -> None:
+        if self._answered:
+            self._hear()
         if self._closing is not None:
             raise StoreError(f"{self._log.path} is closed")
         if self._unheard is not None:
@@ -193,21 +214,30 @@ class SqliteStore:
             # fetchall also ends the statement: an open one would hold back the checkpoints.
             return self._reader.execute(query, values).fetchall()
 
-    def _versioned(self, row: tuple[Any, ...], kind: type[T]) -> Versioned[T]:
-        key, rev, value = row
+    def _versioned(self, key: str, head: _Head, kind: type[T]) -> Versioned[T]:
+        known = head.decoded
+        if known is None or type(known.value) is not kind:
+            known = head.decoded = Versioned(
+                key=key, rev=head.rev, value=self._decode(key, head, kind)
+            )
+        return known
+
+    def _decode(self, key: str, head: _Head, kind: type[T]) -> T:
         decoder = self._decoders.get(kind)
         if decoder is None:
             decoder = self._decoders[kind] = msgspec.json.Decoder(kind)
         try:
-            return Versioned(key=key, rev=rev, value=decoder.decode(value))
+            value: T = decoder.decode(head.value)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise StoreError(f"{self._log.path}: {key} is no {kind.__name__}: {error}") from error
+        return value
 
     def _page(self, within: tuple[str, str], cursor: Cursor) -> tuple[Sequence[Change], Cursor]:
         newest = self.revision
         if cursor >= (newest, LAST_KEY):
-            self._check_open()
             return (), cursor
+        if cursor >= (max(self._before_recent, self._log.floor), LAST_KEY):
+            return self._news(within, cursor), (newest, LAST_KEY)
         rows = self._read(
             "SELECT rev, key, value, at FROM log WHERE (rev, key) > (?, ?) AND rev <= ?"
             " AND key >= ? AND key < ? ORDER BY rev, key LIMIT ?",
@@ -218,6 +248,17 @@ class SqliteStore:
             raise StoreError(f"what followed revision {cursor[0]} was compacted: list again")
         behind = rows[-1][:2] if len(rows) == _PAGE else (newest, LAST_KEY)
         return [Change(rev=r, key=k, value=v, at=at) for r, k, v, at in rows], behind
+
+    def _news(self, within: tuple[str, str], cursor: Cursor) -> Sequence[Change]:
+        """What followed the cursor, for a watch that is only a little behind."""
+        found: list[Change] = []
+        for change in reversed(self._recent):
+            if (change.rev, change.key) <= cursor:
+                break
+            if within[0] <= change.key < within[1]:
+                found.append(change)
+        found.reverse()
+        return found
 
     async def _do(self, job: _Job) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -231,9 +272,22 @@ class SqliteStore:
         self._check_open()
         self._loop = trio.lowlevel.current_trio_token()
         self._jobs.put(job)
+        if not (isinstance(job, _Write) and job.is_posted):
+            self._hurry.put(None)
 
-    def _finish(self, jobs: Sequence[_Job]) -> None:
-        for job in jobs:
+    def _hear(self) -> None:
+        """What the writer has done since, in its order."""
+        while self._answered:
+            job = self._answered.popleft()
+            self._revision = max(self._revision, job.rev)
+            for change in job.changed:
+                if len(self._recent) == _RECENT:
+                    self._before_recent = self._recent[0].rev
+                self._recent.append(change)
+                if change.value is None:
+                    self._heads.pop(change.key, None)
+                else:
+                    self._heads[change.key] = _Head(change.rev, change.value)
             job.done.set()
             if job.error is not None and isinstance(job, _Write) and job.is_posted:
                 self._unheard = job.error
@@ -243,7 +297,7 @@ class SqliteStore:
 
     def _work(self) -> None:
         while True:
-            writes, other = _take(self._jobs)
+            writes, other = _take(self._jobs, self._hurry)
             if writes:
                 self._log.commit(writes)
                 self._report(writes)
@@ -259,9 +313,10 @@ class SqliteStore:
 
     def _report(self, jobs: Sequence[_Job]) -> None:
         assert self._loop is not None, "_submit has set it"
-        # When the loop has ended, so has everybody who waited.
+        self._answered.extend(jobs)
+        # When the loop has ended, so has everybody who waited; the next one hears it first.
         with suppress(trio.RunFinishedError):
-            self._loop.run_sync_soon(self._finish, jobs)
+            self._loop.run_sync_soon(self._hear, idempotent=True)
 
 
 def _entries(put: Mapping[str, msgspec.Struct], delete: Collection[str]) -> dict[str, bytes | None]:
@@ -305,10 +360,19 @@ class _Close(_Job):
         log.close()
 
 
-def _take(jobs: queue.SimpleQueue[_Job]) -> tuple[list[_Write], _Compact | _Close | None]:
-    """The writes that wait now, and the job behind them when it is of another kind."""
+def _take(
+    jobs: queue.SimpleQueue[_Job], hurry: queue.SimpleQueue[None]
+) -> tuple[list[_Write], _Compact | _Close | None]:
+    """The writes that wait now, and the job behind them when it is of another kind.
+
+    While nobody waits for them, a moment's more.
+    """
     writes: list[_Write] = []
     job = jobs.get()
+    with suppress(queue.Empty):
+        hurry.get(timeout=_LINGER_S)
+        while True:
+            hurry.get_nowait()
     while isinstance(job, _Write):
         writes.append(job)
         if len(writes) == _BATCH:
@@ -319,6 +383,57 @@ def _take(jobs: queue.SimpleQueue[_Job]) -> tuple[list[_Write], _Compact | _Clos
             return writes, None
     assert isinstance(job, _Compact | _Close)
     return writes, job
+
+
+class _Head:
+    """The newest value of a key, and what it was last read as."""
+
+    __slots__ = ("decoded", "rev", "value")
+
+    def __init__(self, rev: int, value: bytes) -> None:
+        self.rev = rev
+        self.value = value
+        self.decoded: Versioned[Any] | None = None
+
+
+def _read_heads(path: Path, reader: sqlite3.Connection) -> dict[str, _Head]:
+    with _explained(path):
+        rows = reader.execute("SELECT key, rev, value FROM head").fetchall()
+    return {key: _Head(rev, value) for key, rev, value in rows}
+
+
+class _Batch:
+    """What one commit will write: each transaction after the one before it, or refused. Pure."""
+
+    def __init__(self, revision: int, heads: Mapping[str, int]) -> None:
+        self.revision = revision
+        self.revs: dict[str, int] = {}
+        """What it makes of the heads' revisions; 0 for a key that is gone."""
+        self.changes: list[Change] = []
+        self.prevs: list[int] = []
+        self._heads = heads
+
+    def add(self, write: _Write, at: float) -> None:
+        for key, expected in write.expect.items():
+            if (found := self._rev(key)) != expected:
+                write.error = Conflict(key, expected, found)
+                return
+        entries = write.entries
+        changed = sorted(k for k, value in entries.items() if value is not None or self._rev(k))
+        if changed:
+            self.revision += 1
+        write.rev = self.revision
+        write.changed = [
+            Change(rev=write.rev, key=key, value=entries[key], at=at) for key in changed
+        ]
+        self.changes += write.changed
+        for key in changed:
+            self.prevs.append(self._rev(key))
+            self.revs[key] = write.rev if entries[key] is not None else 0
+
+    def _rev(self, key: str) -> int:
+        rev = self.revs.get(key)
+        return self._heads.get(key, 0) if rev is None else rev
 
 
 class _Log:
@@ -339,6 +454,7 @@ class _Log:
         self._clock = clock
         self._synchronous = ""
         self._broken: str | None = None
+        self._revs: dict[str, int] = dict(db.execute("SELECT key, rev FROM head").fetchall())
         (self.floor,) = db.execute("SELECT rev FROM compacted").fetchone()
         newest, self._bytes = db.execute(
             "SELECT coalesce(max(rev), 0), coalesce(sum(length(value)), 0) FROM log"
@@ -365,51 +481,44 @@ class _Log:
 
     def commit(self, writes: Sequence[_Write]) -> None:
         """One commit for all of `writes`; what a transaction compares is compared one by one."""
-        revision, size = self.revision, self._bytes
+        batch = _Batch(self.revision, self._revs)
+        for write in writes:
+            batch.add(write, self._clock())
         try:
             self._sync("FULL" if any(write.durable for write in writes) else "NORMAL")
             with self._transaction():
-                for write in writes:
-                    revision = self._apply(write, revision)
+                self._store(batch)
         except Exception as error:
-            self._bytes = size
             for write in writes:
                 write.changed = ()
                 # One exception each: every raise would lengthen the traceback of a shared one.
                 write.error = StoreError(str(error))
                 write.error.__cause__ = error
-        else:
-            self.revision = revision
-
-    def _apply(self, write: _Write, newest: int) -> int:
-        """Append `write` after revision `newest`; returns the revision that is newest then."""
-        heads = {key: self._head(key) for key in (*write.entries, *write.expect)}
-        for key, expected in write.expect.items():
-            if heads[key] != expected:
-                write.error = Conflict(key, expected, heads[key])
-                return newest
-        changed = sorted(k for k, value in write.entries.items() if value is not None or heads[k])
-        write.rev = newest + 1 if changed else newest
-        at = self._clock()
-        write.changed = [
-            Change(rev=write.rev, key=key, value=write.entries[key], at=at) for key in changed
-        ]
-        for key in changed:
-            value = write.entries[key]
-            self._db.execute(
-                "INSERT INTO log (rev, key, prev, deleted, at, value) VALUES (?, ?, ?, ?, ?, ?)",
-                (write.rev, key, heads[key], value is None, at, value),
-            )
-            if value is None:
-                self._db.execute("DELETE FROM head WHERE key = ?", (key,))
+            return
+        self.revision = batch.revision
+        self._bytes += sum(len(change.value or b"") for change in batch.changes)
+        for key, rev in batch.revs.items():
+            if rev:
+                self._revs[key] = rev
             else:
-                self._db.execute("REPLACE INTO head VALUES (?, ?, ?)", (key, write.rev, value))
-                self._bytes += len(value)
-        return write.rev
+                self._revs.pop(key, None)
 
-    def _head(self, key: str) -> int:
-        row = self._db.execute("SELECT rev FROM head WHERE key = ?", (key,)).fetchone()
-        return row[0] if row else 0
+    def _store(self, batch: _Batch) -> None:
+        """Few statements with many rows: between two of them the event loop takes its turn."""
+        self._db.executemany(
+            "INSERT INTO log (rev, key, prev, deleted, at, value) VALUES (?, ?, ?, ?, ?, ?)",
+            [
+                (each.rev, each.key, prev, each.value is None, each.at, each.value)
+                for each, prev in zip(batch.changes, batch.prevs, strict=True)
+            ],
+        )
+        last = {change.key: change for change in batch.changes}.values()
+        put = [(each.key, each.rev, each.value) for each in last if each.value is not None]
+        gone = [(each.key,) for each in last if each.value is None]
+        if put:
+            self._db.executemany("REPLACE INTO head VALUES (?, ?, ?)", put)
+        if gone:
+            self._db.executemany("DELETE FROM head WHERE key = ?", gone)
 
     def trim(self) -> None:
         """Cut the log when it has grown an eighth beyond its bounds."""
