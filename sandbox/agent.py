@@ -58,7 +58,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     region: str = "us-east-1"
     max_tasks: int = 2000
     host_free_memory_mib: int | None = None
-    warm_slots: int = 4
+    warm_slots: int = 16
     """How many user and network namespaces are kept ready."""
     insecure_registries: tuple[str, ...] = ()
     """Hosts that may be spoken to over plain http; loopback always may."""
@@ -176,6 +176,7 @@ async def _node(
     )
     layers.sweep()
     async with contextlib.AsyncExitStack() as stack:
+        stack.callback(ranges.close)
         stack.callback(ranges.release, unpacker_ids)
         registry = RegistryClient(insecure=config.insecure_registries)
         await stack.enter_async_context(registry)

@@ -3,8 +3,8 @@
 Never handed out: ids of the host's users and groups, what /etc/subuid and /etc/subgid promise to
 others, and ranges that any agent of this host has claimed. Agents do not know each other; they meet
 in one directory, by default /run/sandbox-ids: a file there, named after the first id, is a claim.
-It appears whole or not at all (written aside, then linked, and link(2) never replaces), and goes
-with a reboot, as the processes do. It says whose it is:
+It appears whole or not at all (link(2) never replaces), and goes with a reboot, as processes do. It
+says whose it is, the same for every claim of an agent, so all of them are links to one file:
 
     INSTANCE PID START-TIME STATE-DIRECTORY
 
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection, Container, Iterable, Iterator
+from collections.abc import Collection, Container, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -109,8 +109,11 @@ class IdRanges:
         self._claims = claims
         self._etc = etc
         self._last = window.start - 1
+        self._known: dict[str, tuple[tuple[int, ...], list[range]]] = {}
+        """What the files of `etc` say, and of which state of theirs."""
         with raising("mkdir", str(claims)):
             claims.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._source = claims / f".{instance}.{pid}"
 
     def recover(self, kept: Collection[int]) -> None:
         """Own exactly the ranges `kept` by our tasks; forget ours of before and those of nobody.
@@ -127,10 +130,18 @@ class IdRanges:
             owner = self._owner_of(first)
             if not (owner and self._is_ours(owner)):
                 self._link(first)
+        for source in self._claims.glob(".*"):
+            owner = self._owner_of(source.name)
+            if owner is not None and _start_time(owner.pid) != owner.start_time:
+                source.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Claim nothing more. What is claimed stays so."""
+        self._source.unlink(missing_ok=True)
 
     def claim(self) -> int:
         """The first id of a range that is now ours; KernelError EUSERS when none is left."""
-        reserved = list(self._reserved())
+        reserved = self._reserved()
         claimed = self._claimed()
         while True:
             first = next_free(self._window, reserved, claimed, self._last)
@@ -152,19 +163,25 @@ class IdRanges:
             (self._claims / str(first)).unlink(missing_ok=True)
 
     def _link(self, first: int) -> None:
-        whole = self._claims / f".{self._owner.instance}.{self._owner.pid}"
-        with raising("link", str(self._claims / str(first))):
-            whole.write_text(str(self._owner))
+        claim = f"{self._claims}/{first}"
+        with raising("link", claim):
             try:
-                os.link(whole, self._claims / str(first))
-            finally:
-                whole.unlink()
+                os.link(self._source, claim)
+            except FileNotFoundError:
+                self._write_source()
+                os.link(self._source, claim)
+
+    def _write_source(self) -> None:
+        """Whole before it has its name: a claim is never read half-written."""
+        aside = self._source.with_name(f"{self._source.name}.new")
+        aside.write_text(str(self._owner))
+        aside.rename(self._source)
 
     def _claimed(self) -> set[int]:
         with raising("readdir", str(self._claims)):
             return {int(name) for name in os.listdir(self._claims) if name.isdecimal()}
 
-    def _owner_of(self, first: int) -> Owner | None:
+    def _owner_of(self, first: int | str) -> Owner | None:
         """None if it is not claimed or not readable as a claim; the latter stays taken."""
         with suppress(OSError, UnicodeDecodeError):
             return Owner.parse((self._claims / str(first)).read_text())
@@ -177,19 +194,31 @@ class IdRanges:
         is_alive = _start_time(owner.pid) == owner.start_time
         return not (is_alive or os.path.exists(owner.state_dir) or _is_mapped(first))
 
-    def _reserved(self) -> Iterator[range]:
-        for name in ("passwd", "group"):
-            yield from account_ids(self._text(name))
-        for name in ("subuid", "subgid"):
-            yield from subordinate_ids(self._text(name))
+    def _reserved(self) -> list[range]:
+        """The files are read again when they were changed: every claim asks."""
+        found: list[range] = []
+        for name, parse in _FILES.items():
+            path = f"{self._etc}/{name}"
+            try:
+                status = os.stat(path)
+                state = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+                if (known := self._known.get(name)) is None or known[0] != state:
+                    text = Path(path).read_text(errors="replace")
+                    known = self._known[name] = (state, parse(text))
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise KernelError("read", path, error.errno or errno.EIO) from error
+            found += known[1]
+        return found
 
-    def _text(self, name: str) -> str:
-        try:
-            return (self._etc / name).read_text(errors="replace")
-        except FileNotFoundError:
-            return ""
-        except OSError as error:
-            raise KernelError("read", str(self._etc / name), error.errno or errno.EIO) from error
+
+_FILES = {
+    "passwd": account_ids,
+    "group": account_ids,
+    "subuid": subordinate_ids,
+    "subgid": subordinate_ids,
+}
 
 
 def _start_time(pid: int) -> int | None:

@@ -22,6 +22,7 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import trio
@@ -77,7 +78,9 @@ async def make(
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours:
             with theirs:
-                pid = _spawn(program, theirs.fileno(), [*map(str, ranges), *_present(sysctls)])
+                pid = _spawn(
+                    program, theirs.fileno(), [*map(str, ranges), *_present(tuple(sysctls))]
+                )
             try:
                 ours.setblocking(False)
                 while (slot := await _receive(ours)) is not None:
@@ -91,9 +94,10 @@ async def make(
     return slots
 
 
-def _present(sysctls: Iterable[str]) -> list[str]:
+@cache
+def _present(sysctls: tuple[str, ...]) -> tuple[str, ...]:
     """Without those of an IP version that the kernel was built or booted without."""
-    return [s for s in sysctls if os.path.exists(f"/proc/sys/{s.partition('=')[0]}")]
+    return tuple(s for s in sysctls if os.path.exists(f"/proc/sys/{s.partition('=')[0]}"))
 
 
 def _spawn(program: Path, fd: int, arguments: Sequence[str]) -> int:
