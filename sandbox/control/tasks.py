@@ -158,7 +158,8 @@ class Tasks:
             raise InvalidParameterException(f"task {view.id} is not stopped: stop it first")
         # The directory first: a crash in between leaves a record without a log, not the reverse.
         self._node.failpoints.reach("remove.do")
-        await archives.remove_tree(self._node.task_dir(view.id))
+        containers = (names.container_directory(c.name) for c in view.known.containers)
+        await archives.remove_directory(self._node.task_dir(view.id), containers)
         self._node.failpoints.reach("remove.emptied")
         gone = [rows.desired_key(view.id), rows.known_key(view.id)]
         await self._node.store.txn({}, delete=gone, durable=False)

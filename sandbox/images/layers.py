@@ -20,6 +20,7 @@ an EROFS image from a file, a layer may become one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from collections.abc import AsyncIterator
@@ -64,6 +65,8 @@ class LayerStore:
         self._unpacker = Unpacker(unpacker, id_base, limits or LayerLimits())
         self._flights = Flights()
         self._in_work: set[Path] = set()
+        self._opaque: dict[str, bool] = {}
+        """Of layers that were looked at: it is part of their content, which the name stands for."""
 
     def path(self, diff_id: str) -> Path:
         """Where the layer is, or would be."""
@@ -84,10 +87,15 @@ class LayerStore:
 
         Overlayfs does not look for the mark on the root of a layer: a mount must begin here.
         """
-        try:
-            return os.getxattr(self.path(diff_id), OPAQUE_XATTR) == b"y"
-        except OSError:
-            return False
+        if (known := self._opaque.get(diff_id)) is None:
+            try:
+                known = os.getxattr(self.path(diff_id), OPAQUE_XATTR) == b"y"
+            except OSError as error:
+                if error.errno != errno.ENODATA:
+                    return False
+                known = False
+            self._opaque[diff_id] = known
+        return known
 
     def ids(self) -> list[str]:
         with reported("scandir", self._layers):

@@ -5,9 +5,10 @@
 
 The layers are on disk once, with the image's ids. Each is cloned into a detached mount whose ids
 are shifted by the task's user namespace, and one overlay is laid over the clones. The result is a
-descriptor that no path leads to; the keeper attaches it. Nothing is kept between launches: opening
-a layer's directory takes 2 us, and one that were kept open would hold a deleted layer's disk space.
+descriptor that no path leads to; the keeper attaches it. Nothing is kept open between launches:
+opening a layer's directory takes 2 us, and one that were kept would hold a deleted layer's space.
 What costs is closing the clones (50 us each, a grace period), so that is left to another thread.
+All else takes less than the way to a thread and back, so it is done in place where the kernel can.
 
 Kernel facts:
 - A new directory of an overlay shows what its upper directory says. So `upper` belongs to the
@@ -39,11 +40,13 @@ from sandbox.images.layers import LayerStore
 from sandbox.images.users import User, resolve_user
 from sandbox.images.volumes import copy_xattrs, populate_volume
 from sandbox.kernel import mounts
-from sandbox.kernel.trees import empty_directory, remove_tree
+from sandbox.kernel.trees import empty_directory, remove_known, remove_tree
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _THREADS = 8
+_USERS = 256
+"""Users of images that are remembered."""
 _PARTS = ("upper", "lower", "work")
 
 
@@ -51,6 +54,8 @@ class Rootfs(msgspec.Struct, frozen=True, kw_only=True):
     """`mount_fd` is a detached overlay; it lives as long as the descriptor or who attached it."""
 
     mount_fd: int
+    is_fresh: bool
+    """The writable layer was made now: what is seen is the image's alone."""
 
     def close(self) -> None:
         os.close(self.mount_fd)
@@ -62,6 +67,7 @@ class RootfsStore:
     def __init__(self, layers: LayerStore) -> None:
         self._layers = layers
         self._threads = trio.CapacityLimiter(_THREADS)
+        self._users: dict[tuple[str, str], User] = {}
         with reported("read", _BOOT_ID):
             self._boot = _BOOT_ID.read_text().strip()
 
@@ -75,12 +81,17 @@ class RootfsStore:
         opaque = self._layers.is_opaque
         lowers = [self._layers.path(diff_id) for diff_id in stack(image.diff_ids, opaque)]
         writable = _Writable(container_dir, self._boot, id_base)
+        if mounts.overlay_takes_descriptors():
+            await trio.lowlevel.checkpoint()
+            return _prepare(lowers, writable, userns_fd)
         return await trio.to_thread.run_sync(
             _prepare, lowers, writable, userns_fd, limiter=self._threads
         )
 
     async def discard(self, container_dir: Path) -> None:
         """Delete the writable layer; nothing if there is none. No mount may use it any more."""
+        if _discard_untouched(container_dir, self._boot):
+            return
         await trio.to_thread.run_sync(discard, container_dir, limiter=self._threads)
 
     async def populate_volume(self, root_fd: int, path: str, volume: Path, id_base: int) -> None:
@@ -89,9 +100,23 @@ class RootfsStore:
             populate_volume, root_fd, path, volume, id_base, limiter=self._threads
         )
 
+    def user(self, image: Image, root: Rootfs, spec: str) -> User:
+        """Ids and home of `spec` in that root (see `images.users`).
+
+        An image that nobody has written to yet always gives the same answer.
+        """
+        if not root.is_fresh:
+            return resolve_user(root.mount_fd, spec)
+        key = (image.digest, spec)
+        if (user := self._users.get(key)) is None:
+            if len(self._users) == _USERS:
+                self._users.clear()
+            user = self._users[key] = resolve_user(root.mount_fd, spec)
+        return user
+
     @staticmethod
     def resolve_user(root_fd: int, spec: str) -> User:
-        """Ids and home of `spec` in that root (see `images.users`)."""
+        """The same in a root that a container has written to."""
         return resolve_user(root_fd, spec)
 
 
@@ -109,14 +134,15 @@ def stack(diff_ids: Sequence[str], is_opaque: Callable[[str], bool]) -> list[str
 def _prepare(lowers: Sequence[Path], writable: _Writable, userns_fd: int) -> Rootfs:
     directory = writable.directory
     with ExitStack() as opened, reported("mkdir", directory):
-        writable.make(lowers)
+        is_fresh = writable.make(lowers)
         upper, work = _open(directory / "upper", opened), _open(writable.work, opened)
         layers: list[int] = []
         opened.callback(_close_elsewhere, layers)
         # An image from nothing has no layer, and overlay wants one all the same.
         for path in lowers or [directory / "lower"]:
             layers.append(_shifted(path, userns_fd))
-        return Rootfs(mount_fd=mounts.overlay(layers, upper, work, volatile=True))
+        mount_fd = mounts.overlay(layers, upper, work, volatile=True)
+        return Rootfs(mount_fd=mount_fd, is_fresh=is_fresh)
 
 
 def _shifted(path: Path, userns_fd: int) -> int:
@@ -148,19 +174,22 @@ class _Writable:
         self.work = directory / f"work.{boot}"
         self._id_base = id_base
 
-    def make(self, lowers: Sequence[Path]) -> None:
-        """Make it, or take it up again if it is whole and of this boot."""
-        if self.work.exists():
-            self._empty_work()
-            return
-        discard(self.directory)
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    def make(self, lowers: Sequence[Path]) -> bool:
+        """Make it, or take it up again if it is whole and of this boot; was it made?"""
+        try:
+            self.directory.mkdir(mode=0o700, parents=True)
+        except FileExistsError:
+            if self.work.exists():
+                self._empty_work()
+                return False
+            discard(self.directory)
         if not lowers:
             (self.directory / "lower").mkdir()
             (self.directory / "lower").chmod(0o755)  # whatever our umask: "/" will look like it
         (self.directory / "upper").mkdir(mode=0o700)
         self._dress(lowers[0] if lowers else self.directory / "lower")
         self.work.mkdir(mode=0o700)  # last: without it the layer is begun anew
+        return True
 
     def _empty_work(self) -> None:
         with ExitStack() as opened:
@@ -176,6 +205,18 @@ class _Writable:
             os.fchmod(upper, stat.S_IMODE(status.st_mode))
             copy_xattrs(source, upper)
             os.utime(upper, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _discard_untouched(container_dir: Path, boot: str) -> bool:
+    """Delete a writable layer that nothing was written to: what the kernel has made in `work` and
+    an empty `upper`. False when there is anything else, some of which may be gone then."""
+    top = str(container_dir)
+    made = ("work/incompat/volatile/", "work/incompat/", "work/")
+    return (
+        remove_known(f"{top}/work.{boot}", made)
+        and remove_known(f"{top}/upper", ())
+        and not os.path.exists(f"{top}/lower")
+    )
 
 
 def discard(container_dir: Path) -> None:

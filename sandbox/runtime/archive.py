@@ -13,7 +13,7 @@ import os
 import shutil
 import stat
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -21,9 +21,14 @@ import trio
 
 from sandbox.errors import InvalidParameterException, KernelError
 from sandbox.kernel import mounts, native
+from sandbox.kernel.trees import remove_known
 
 _IDS: Final = 65536
 _MAX_ENTRIES: Final = 1_000_000
+_LEFT: Final = (
+    *("run.0/log/0", "run.0/log/", "run.0/lock", "run.0/pid", "run.0/exit", "run.0/"),
+    "",
+)
 
 
 async def pack(root: int, path: str, archive: int, id_base: int) -> None:
@@ -36,9 +41,14 @@ async def unpack(root: int, path: str, archive: int, id_base: int) -> None:
     await trio.to_thread.run_sync(_unpack, root, path, archive, id_base, abandon_on_cancel=True)
 
 
-async def remove_tree(path: Path) -> None:
-    """A task's own directory, made by the agent; a missing one is fine."""
-    await trio.to_thread.run_sync(lambda: shutil.rmtree(path, ignore_errors=True))
+async def remove_directory(directory: Path, containers: Iterable[str]) -> None:
+    """The directory of a task that is undone: logs and how it ended. A missing one is fine.
+
+    `containers` are their directories. One that was started once left what is known by name.
+    """
+    known = [f"{container}/{name}" for container in containers for name in _LEFT]
+    if not remove_known(str(directory), known):
+        await trio.to_thread.run_sync(lambda: shutil.rmtree(directory, ignore_errors=True))
 
 
 # Out -------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -26,6 +26,7 @@ from sandbox.errors import ImageError, KernelError, SandboxError, TaskFailed
 from sandbox.images import reference
 from sandbox.images.documents import Image
 from sandbox.images.failures import pull_failure_text
+from sandbox.images.rootfs import Rootfs
 from sandbox.kernel import slots
 from sandbox.kernel.cgroups import Cgroup
 from sandbox.kernel.slots import Slot
@@ -159,15 +160,17 @@ async def _make_cgroup(scene: Scene) -> None:
 
 
 async def _remove_cgroup(scene: Scene) -> None:
-    await _remove(scene.node.tree.find(names.task_cgroup(scene.task.id)))
+    containers = [c.name for c in scene.task.definition.container_definitions]
+    await _remove(scene.node.tree.find(names.task_cgroup(scene.task.id)), containers)
 
 
-async def _remove(cgroup: Cgroup | None) -> None:
+async def _remove(cgroup: Cgroup | None, containers: Sequence[str] = ()) -> None:
     if cgroup is None:
         return
-    cgroup.kill()
-    await cgroup.wait_empty(_KILL_TIMEOUT_S)
-    cgroup.remove()
+    if cgroup.populated():
+        cgroup.kill()
+        await cgroup.wait_empty(_KILL_TIMEOUT_S)
+    cgroup.remove(containers)
     cgroup.close()
 
 
@@ -276,15 +279,17 @@ async def make_root(scene: Scene, definition: ContainerDefinition) -> None:
         made.image, directory, scene.slot.userns_fd, scene.task.id_base
     )
     made.root = root.mount_fd
-    made.user = _identity(scene, definition, made.image, root.mount_fd)
+    made.user = _identity(scene, definition, made.image, root)
     for mount in definition.mount_points:
         await _fill_volume(scene, mount, root.mount_fd)
 
 
-def _identity(scene: Scene, definition: ContainerDefinition, image: Image, root: int) -> Identity:
+def _identity(
+    scene: Scene, definition: ContainerDefinition, image: Image, root: Rootfs
+) -> Identity:
     wanted = definition.user if definition.user is not None else image.config.user
     try:
-        user = scene.node.roots.resolve_user(root, wanted)
+        user = scene.node.roots.user(image, root, wanted)
     except ImageError as error:
         raise TaskFailed(f"CannotStartContainerError: {error}") from None
     return Identity(uid=user.uid, gid=user.gid, groups=user.groups, home=user.home)

@@ -12,12 +12,26 @@ repeated. One thread at a time uses a handle.
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sandbox.kernel.cgroups.files import Cpu, CpuV1, CpuV2, Memory, MemoryV1, MemoryV2, Pids
 from sandbox.kernel.cgroups.hierarchies import CONTROLLERS, Branch
 from sandbox.kernel.cgroups.limits import CgroupStats, Limits
 from sandbox.kernel.cgroups.members import Members
+
+# One dot at the end is allowed: it makes a name that no container has.
+NAME = re.compile(r"task-[0-9A-Za-z_-]{1,250}(/(?=.{1,255}\Z)[0-9A-Za-z_-]+\.?)?")
+
+# Files of a version 1 directory which a container may be called like.
+V1_FILES = frozenset({"tasks", "notify_on_release", "release_agent"})
+
+
+def directory_of(name: str) -> str:
+    """Where the cgroup of that name is, below our directory in each hierarchy."""
+    container = name.partition("/")[2]
+    return f"{name}." if container in V1_FILES else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +55,15 @@ class Branches:
     def unified_controllers(self) -> tuple[str, ...]:
         return tuple(name for name in CONTROLLERS if getattr(self, name).version == 2)
 
-    def remove(self, directory: str) -> None:
-        """From every hierarchy; version 1 has no claim of its own to whether it is in use."""
+    def remove(self, directory: str, below: Iterable[str] = ()) -> None:
+        """From every hierarchy; version 1 has no claim of its own to whether it is in use.
+
+        `below` are directories in it that are probably there: whatever else is, is looked for.
+        """
         self.unified.wait_unpopulated(directory)
         for branch in (*self.legacy, self.unified):
+            for name in below:
+                branch.rmdir(name)
             branch.rmdir(directory)
 
     def close(self) -> None:
@@ -99,14 +118,15 @@ class Cgroup(Members):
         """
         return self._memory.oom_kills()
 
-    def remove(self) -> None:
-        """Remove it with all below it, in every hierarchy.
+    def remove(self, containers: Iterable[str] = ()) -> None:
+        """Remove it with all below it, in every hierarchy; quicker when told what that is.
 
         EBUSY, and nothing is touched, when a process stays in it for a quarter second. The version
         2 directory goes last, so that a cgroup that is half removed is still found.
         """
         self.close()
-        self._branches.remove(self._directory)
+        below = [directory_of(f"{self.name}/{container}") for container in containers]
+        self._branches.remove(self._directory, below)
 
     def close(self) -> None:
         """Let go of every descriptor. The handle stays usable."""

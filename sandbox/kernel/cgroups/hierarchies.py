@@ -28,6 +28,8 @@ MAGIC = {1: native.CGROUP_SUPER_MAGIC, 2: native.CGROUP2_SUPER_MAGIC}
 # drops the dead process's reference later than it wakes the parent.
 REMOVAL_PATIENCE_S = 0.25
 
+_READ_BYTES = 1 << 16
+
 
 @dataclass(frozen=True, slots=True)
 class Mount:
@@ -105,12 +107,13 @@ class Branch:
     def mkdir(self, name: str) -> bool:
         """True when it was made now, false when it was there.
 
-        Whatever our umask: on older kernels (6.1) who mounts cgroup2 in a cgroup namespace needs
-        search permission on the way to its root, and a task's root is nobody here.
+        Version 2 whatever our umask: on older kernels (6.1) who mounts cgroup2 in a cgroup
+        namespace needs search permission on the way to its root, and a task's root is nobody here.
         """
         try:
             os.mkdir(name, 0o755, dir_fd=self.fd)
-            os.chmod(name, 0o755, dir_fd=self.fd)
+            if self.version == 2:
+                os.chmod(name, 0o755, dir_fd=self.fd)
         except FileExistsError:
             return False
         except OSError as error:
@@ -129,8 +132,10 @@ class Branch:
     def read(self, name: str) -> str:
         fd = self.open(name, os.O_RDONLY)
         try:
-            with os.fdopen(fd, closefd=False) as file:
-                return file.read()
+            parts = []
+            while part := os.read(fd, _READ_BYTES):
+                parts.append(part)
+            return b"".join(parts).decode()
         except OSError as error:
             raise self._failed("read", name, error) from error
         finally:

@@ -77,6 +77,7 @@ class Members:
         """True once no process is left, false when `timeout_s` has passed before that."""
         with trio.move_on_after(timeout_s):
             await self._wait_empty()
+            return True
         return not self.populated()
 
     def _pids_of(self, directory: str) -> list[int]:
@@ -121,6 +122,8 @@ class Members:
                 return
             raise
         try:
+            if not self._is_populated(fd):
+                return
             with select.epoll() as changes:
                 changes.register(fd, select.EPOLLPRI)
                 pause_s = 0.0005

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,14 @@ from pathlib import Path
 from sandbox.errors import ConfigError, KernelError
 from sandbox.kernel import native
 from sandbox.kernel.cgroups.devices import device_program
-from sandbox.kernel.cgroups.group import Branches, Cgroup, enable
+from sandbox.kernel.cgroups.group import (
+    NAME,
+    V1_FILES,
+    Branches,
+    Cgroup,
+    directory_of,
+    enable,
+)
 from sandbox.kernel.cgroups.hierarchies import (
     CONTROLLERS,
     Branch,
@@ -25,12 +31,6 @@ from sandbox.kernel.cgroups.hierarchies import (
     parse_own_cgroup,
 )
 from sandbox.kernel.cgroups.limits import Limits
-
-# One dot at the end is allowed: it makes a name that no container has.
-NAME = re.compile(r"task-[0-9A-Za-z_-]{1,250}(/(?=.{1,255}\Z)[0-9A-Za-z_-]+\.?)?")
-
-# Files of a version 1 directory which a container may be called like.
-V1_FILES = frozenset({"tasks", "notify_on_release", "release_agent"})
 
 # systemd marks what it has delegated; the first name since version 251, the second for long.
 DELEGATION_MARKS = ("user.delegate", "trusted.delegate")
@@ -92,7 +92,7 @@ class CgroupTree:
 
     def find(self, name: str) -> Cgroup | None:
         group = self._group(name)
-        return group if self._branches.unified.has(_directory(name)) else None
+        return group if self._branches.unified.has(directory_of(name)) else None
 
     def names(self) -> list[str]:
         """Every cgroup of this instance, tasks before their containers."""
@@ -112,12 +112,7 @@ class CgroupTree:
     def _group(self, name: str) -> Cgroup:
         if not NAME.fullmatch(name):
             raise KernelError("mkdir", f"cgroup {name!r}", errno.EINVAL)
-        return Cgroup(self._branches, name, _directory(name))
-
-
-def _directory(name: str) -> str:
-    container = name.partition("/")[2]
-    return f"{name}." if container in V1_FILES else name
+        return Cgroup(self._branches, name, directory_of(name))
 
 
 def _name(directory: str) -> str:
