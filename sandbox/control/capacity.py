@@ -5,7 +5,8 @@ RunTask never queues. Beyond what the operator set it answers with Fargate's own
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import Final
 
 import psutil
@@ -18,6 +19,8 @@ UNAVAILABLE: Final = (
     "Please try again later or in a different availability zone"
 )
 _MIB: Final = 1 << 20
+_FRESH_S: Final = 0.1
+"""How old a reading may be: a task takes longer to fill its memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,14 +29,31 @@ class Capacity:
 
     max_tasks: int = 2000
     host_free_memory_mib: int | None = None
+    memory: Memory = field(default_factory=lambda: Memory())
 
     def check(self, definition: TaskDefinition, live: int) -> None:
         """InvalidParameterException when the task cannot be taken now."""
         if live >= self.max_tasks:
             raise InvalidParameterException(UNAVAILABLE)
-        memory = psutil.virtual_memory()
+        total, available = self.memory.read()
         floor = self.host_free_memory_mib
         if floor is None:
-            floor = max(512, memory.total // _MIB // 20)
-        if memory.available // _MIB < floor:
+            floor = max(512, total // _MIB // 20)
+        if available // _MIB < floor:
             raise InvalidParameterException(UNAVAILABLE)
+
+
+class Memory:
+    """The host's, in bytes. Asked for each task of a burst the kernel would sum it up each time."""
+
+    def __init__(self) -> None:
+        self._read_at = -_FRESH_S
+        self._found = (0, 0)
+
+    def read(self) -> tuple[int, int]:
+        """Total, and available without swapping."""
+        now = time.monotonic()
+        if now - self._read_at >= _FRESH_S:
+            memory = psutil.virtual_memory()
+            self._found, self._read_at = (memory.total, memory.available), now
+        return self._found

@@ -56,9 +56,10 @@ class Containers:
         self._fences: list[int] = []
         """Locks that keep keepers of before from starting late."""
         self._execs: dict[str, Keeper] = {}
-        self._oom_kills: dict[str, int] = {}
         self.may_restart = True
-        self._hurry = trio.Event()
+        self._is_hurried = False
+        self._patience: set[trio.CancelScope] = set()
+        """Of those who wait for clients that do not read."""
         self.nursery: trio.Nursery | None = None
 
     # Starting -------------------------------------------------------------------------------
@@ -69,7 +70,6 @@ class Containers:
         self._node.failpoints.reach("keeper.do")
         made = self._scene.containers[name]
         attempt = self._record.container(name).attempt
-        self._oom_kills[name] = made.cgroup.oom_kills() if made.cgroup else 0
         streams = self._streams.pop(name, None)
         try:
             keeper = await launch.start(self._scene, definition, attempt, streams)
@@ -224,12 +224,15 @@ class Containers:
             self._record.change(execution_stopped_at=first or finished_at)
 
     def _was_oom_killed(self, name: str) -> bool:
-        """By the kernel's counter, whatever the exit code says; read before the cgroup goes."""
+        """By the kernel's counter, whatever the exit code says; read before the cgroup goes.
+
+        It counts from this start: every one has a cgroup of its own.
+        """
         cgroup = self._node.tree.find(names.container_cgroup(self._record.known.id, name))
         if cgroup is None:
             return False
         with contextlib.closing(cgroup), contextlib.suppress(KernelError):
-            return cgroup.oom_kills() > self._oom_kills.get(name, 0)
+            return cgroup.oom_kills() > 0
         return False
 
     # Again, in place ------------------------------------------------------------------------
@@ -310,21 +313,21 @@ class Containers:
 
     async def _see_out(self, keeper: Keeper) -> None:
         """Clients may take their time to read what is left, until the task is wanted stopped."""
-        async with trio.open_nursery() as nursery:
-
-            async def hurry() -> None:
-                await self._hurry.wait()
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(hurry)
-            await keeper.wait_gone()
-            nursery.cancel_scope.cancel()
+        if not self._is_hurried:
+            with trio.CancelScope() as scope:
+                self._patience.add(scope)
+                try:
+                    await keeper.wait_gone()
+                finally:
+                    self._patience.discard(scope)
         await keeper.see_out()
 
     def hurry(self) -> None:
         """The task is wanted stopped: start nothing again, wait for nobody who does not read."""
         self.may_restart = False
-        self._hurry.set()
+        self._is_hurried = True
+        for scope in self._patience:
+            scope.cancel()
 
     def forget(self) -> None:
         """Close what this agent holds of them; they run on."""

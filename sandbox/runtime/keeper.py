@@ -81,11 +81,23 @@ def _kernel(call: str, subject: object, error: OSError) -> KernelError:
 
 def start_time(pid: int) -> int | None:
     """Field 22 of /proc/PID/stat, None when there is no such process."""
+    fields = _stat(pid)
+    return int(fields[19]) if fields else None
+
+
+def _stat(pid: int) -> list[bytes] | None:
+    """The fields of /proc/PID/stat behind the name, which may hold blanks and ")"."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_bytes()
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
-    return int(text[text.rindex(b")") + 2 :].split()[19])
+    try:
+        text = os.read(fd, 4096)
+    except OSError:
+        return None  # it ended meanwhile
+    finally:
+        os.close(fd)
+    return text[text.rindex(b")") + 2 :].split()
 
 
 def open_process(pid: int, started: int) -> int | None:
@@ -134,6 +146,7 @@ class Keeper:
         self.started_at = started_at
         """By the keeper's own word, as the end is: it never comes after that."""
         self._report = report
+        self._is_gone = False
         self._process = open_process(identity.pid, identity.start_time)
         self._init = open_process(identity.init_pid, identity.init_start_time)
 
@@ -236,12 +249,13 @@ class Keeper:
 
     async def wait_gone(self) -> None:
         """Until all output was passed on and synced, and the keeper has left."""
-        if self._process is None:
+        if self._process is None or self._is_gone:
             return
         await trio.lowlevel.wait_readable(self._process)
         # Found again it is another agent's child, which whoever inherited it reaps.
         with contextlib.suppress(ChildProcessError):
             os.waitid(os.P_PIDFD, self._process, os.WEXITED)
+        self._is_gone = True
 
     def detach(self) -> None:
         """Close the clients' descriptors; the log goes on."""
@@ -255,6 +269,8 @@ class Keeper:
 
     async def see_out(self) -> None:
         """`wait_gone`, within bounds: its clients are forgotten, then what is not yet logged."""
+        if self._is_gone:
+            return None
         self.detach()
         with trio.move_on_after(_DRAIN_S):
             return await self.wait_gone()
@@ -285,11 +301,8 @@ def _send(pidfd: int, number: int) -> None:
 
 
 def _is_zombie(pid: int) -> bool:
-    try:
-        text = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return True
-    return text[text.rindex(b")") + 2 :][:1] == b"Z"
+    fields = _stat(pid)
+    return fields is None or fields[0] == b"Z"
 
 
 async def start(
@@ -322,8 +335,8 @@ async def start(
 def _launch(program: Program, binary: Path, status_dir: Path) -> tuple[int, int]:
     opened: list[int] = []
     try:
-        status_dir.mkdir(mode=0o700)
-        opened.append(os.open(status_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        os.mkdir(path := str(status_dir), 0o700)
+        opened.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         opened.append(program.seal())
         report, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         opened.append(write_end)

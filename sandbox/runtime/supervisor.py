@@ -237,6 +237,8 @@ class Supervisor:
 
     async def _stop_containers(self) -> None:
         """In the reverse of their order; each when nothing that waited for it runs any more."""
+        if not self.record.live():
+            return
         told: set[str] = set()
         async with trio.open_nursery() as nursery:
             while live := self.record.live():
