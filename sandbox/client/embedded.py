@@ -41,6 +41,15 @@ def _log_to_stderr() -> None:
 
     if not structlog.is_configured():
         structlog.configure(
+            # No traceback with local variables, its other default: secrets would be among them.
+            processors=[
+                structlog.contextvars.merge_contextvars,
+                structlog.processors.add_log_level,
+                structlog.processors.TimeStamper(fmt="iso", utc=True),
+                structlog.dev.ConsoleRenderer(
+                    colors=False, exception_formatter=structlog.dev.plain_traceback
+                ),
+            ],
             wrapper_class=structlog.make_filtering_bound_logger("warning"),
             logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         )
