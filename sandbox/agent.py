@@ -190,7 +190,7 @@ async def _node(
             place=Place(config.account_id, config.region),
             store=store,
             tree=tree,
-            slots=SlotPool(config.warm_slots, ranges.claim, ranges.release),
+            slots=SlotPool(config.warm_slots, ranges.claim_many, ranges.release),
             ranges=ranges,
             images=images,
             roots=RootfsStore(layers),

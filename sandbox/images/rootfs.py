@@ -48,6 +48,7 @@ _THREADS = 8
 _USERS = 256
 """Users of images that are remembered."""
 _PARTS = ("upper", "lower", "work")
+_WORK = ("work/incompat/volatile/dirty", "work/incompat/volatile/", "work/incompat/", "work/")
 
 
 class Rootfs(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,9 +89,12 @@ class RootfsStore:
             _prepare, lowers, writable, userns_fd, limiter=self._threads
         )
 
-    async def discard(self, container_dir: Path) -> None:
-        """Delete the writable layer; nothing if there is none. No mount may use it any more."""
-        if _discard_untouched(container_dir, self._boot):
+    async def discard(self, container_dir: Path, expected: Sequence[str] = ()) -> None:
+        """Delete the writable layer; nothing if there is none. No mount may use it any more.
+
+        Quicker when it holds just what is `expected` (see `trees.remove_known`).
+        """
+        if _discard_known(container_dir, self._boot, expected):
             return
         await trio.to_thread.run_sync(discard, container_dir, limiter=self._threads)
 
@@ -135,7 +139,7 @@ def _prepare(lowers: Sequence[Path], writable: _Writable, userns_fd: int) -> Roo
     directory = writable.directory
     with ExitStack() as opened, reported("mkdir", directory):
         is_fresh = writable.make(lowers)
-        upper, work = _open(directory / "upper", opened), _open(writable.work, opened)
+        upper, work = _open(writable.upper, opened), _open(writable.work, opened)
         layers: list[int] = []
         opened.callback(_close_elsewhere, layers)
         # An image from nothing has no layer, and overlay wants one all the same.
@@ -150,7 +154,7 @@ def _shifted(path: Path, userns_fd: int) -> int:
         return mounts.idmapped(_open(path, opened), userns_fd, read_only=True)
 
 
-def _open(path: Path, opened: ExitStack) -> int:
+def _open(path: Path | str, opened: ExitStack) -> int:
     fd = os.open(path, _DIRECTORY)
     opened.callback(os.close, fd)
     return fd
@@ -171,7 +175,8 @@ class _Writable:
 
     def __init__(self, directory: Path, boot: str, id_base: int) -> None:
         self.directory = directory
-        self.work = directory / f"work.{boot}"
+        self.upper = f"{directory}/upper"
+        self.work = f"{directory}/work.{boot}"
         self._id_base = id_base
 
     def make(self, lowers: Sequence[Path]) -> bool:
@@ -179,16 +184,16 @@ class _Writable:
         try:
             self.directory.mkdir(mode=0o700, parents=True)
         except FileExistsError:
-            if self.work.exists():
+            if os.path.exists(self.work):
                 self._empty_work()
                 return False
             discard(self.directory)
         if not lowers:
             (self.directory / "lower").mkdir()
             (self.directory / "lower").chmod(0o755)  # whatever our umask: "/" will look like it
-        (self.directory / "upper").mkdir(mode=0o700)
+        os.mkdir(self.upper, 0o700)
         self._dress(lowers[0] if lowers else self.directory / "lower")
-        self.work.mkdir(mode=0o700)  # last: without it the layer is begun anew
+        os.mkdir(self.work, 0o700)  # last: without it the layer is begun anew
         return True
 
     def _empty_work(self) -> None:
@@ -199,7 +204,7 @@ class _Writable:
         """Let `upper` look like the image's root, and belong to the task's."""
         with ExitStack() as opened:
             source = _open(image_root, opened)
-            upper = _open(self.directory / "upper", opened)
+            upper = _open(self.upper, opened)
             status = os.fstat(source)
             os.fchown(upper, self._id_base, self._id_base)
             os.fchmod(upper, stat.S_IMODE(status.st_mode))
@@ -207,14 +212,13 @@ class _Writable:
             os.utime(upper, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def _discard_untouched(container_dir: Path, boot: str) -> bool:
-    """Delete a writable layer that nothing was written to: what the kernel has made in `work` and
-    an empty `upper`. False when there is anything else, some of which may be gone then."""
+def _discard_known(container_dir: Path, boot: str, upper: Sequence[str]) -> bool:
+    """Delete a writable layer that holds what the kernel makes in `work`, and `upper`. False when
+    there is anything else; some of it may be gone then."""
     top = str(container_dir)
-    made = ("work/incompat/volatile/", "work/incompat/", "work/")
     return (
-        remove_known(f"{top}/work.{boot}", made)
-        and remove_known(f"{top}/upper", ())
+        remove_known(f"{top}/work.{boot}", _WORK)
+        and remove_known(f"{top}/upper", upper)
         and not os.path.exists(f"{top}/lower")
     )
 

@@ -141,8 +141,23 @@ class IdRanges:
 
     def claim(self) -> int:
         """The first id of a range that is now ours; KernelError EUSERS when none is left."""
+        return self.claim_many(1)[0]
+
+    def claim_many(self, count: int) -> list[int]:
+        """`count` of them, or KernelError and none."""
         reserved = self._reserved()
         claimed = self._claimed()
+        found: list[int] = []
+        try:
+            while len(found) < count:
+                found.append(self._claim(reserved, claimed))
+        except KernelError:
+            for first in found:
+                self.release(first)
+            raise
+        return found
+
+    def _claim(self, reserved: list[range], claimed: set[int]) -> int:
         while True:
             first = next_free(self._window, reserved, claimed, self._last)
             if first is None:
@@ -154,6 +169,7 @@ class IdRanges:
                     raise
                 claimed.add(first)  # another agent was faster
             else:
+                claimed.add(first)
                 self._last = first
                 return first
 

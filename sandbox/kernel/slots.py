@@ -143,13 +143,13 @@ def _close_all(slots: Iterable[Slot]) -> None:
 
 class SlotPool:
     """Keeps up to `size` slots ready, more than half of it between bursts: one run of the program
-    makes several. `claim` gives a free range, `release` takes back an unused one.
+    makes several. `claim` gives so many free ranges, `release` takes back an unused one.
     """
 
     def __init__(
         self,
         size: int,
-        claim: Callable[[], int],
+        claim: Callable[[int], list[int]],
         release: Callable[[int], None],
         *,
         sysctls: Sequence[str] = SYSCTLS,
@@ -212,10 +212,8 @@ class SlotPool:
             self._ready += await self._make(missing)
 
     async def _make(self, count: int) -> list[Slot]:
-        claimed: list[int] = []
+        claimed = self._claim(count)
         try:
-            while len(claimed) < count:
-                claimed.append(self._claim())
             return await make(claimed, sysctls=self._sysctls, program=self._program)
         except BaseException:
             for id_base in claimed:

@@ -26,7 +26,7 @@ from sandbox.kernel.trees import remove_known
 _IDS: Final = 65536
 _MAX_ENTRIES: Final = 1_000_000
 _LEFT: Final = (
-    *("run.0/log/0", "run.0/log/", "run.0/lock", "run.0/pid", "run.0/exit", "run.0/"),
+    *("run.0/log/1", "run.0/log/", "run.0/lock", "run.0/pid", "run.0/exit", "run.0/"),
     "",
 )
 

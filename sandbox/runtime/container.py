@@ -33,6 +33,8 @@ DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/
 DEFAULT_NOFILE: Final = 65535
 """Fargate's soft and hard limit of open files."""
 LOG_SEGMENTS: Final = 32
+WRITTEN: Final = ("etc/hostname", "etc/hosts", "etc/resolv.conf", "etc/")
+"""What is written into a container's root before it starts: its own files of the network."""
 
 _NOSUID, _NODEV, _NOEXEC, _RDONLY = (
     native.MOUNT_ATTR_NOSUID,

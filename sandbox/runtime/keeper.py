@@ -114,13 +114,16 @@ def open_process(pid: int, started: int) -> int | None:
 
 def _spawn(binary: Path, descriptors: list[int]) -> int:
     """posix_spawn with `descriptors` at 3, 4, ...; the keeper closes everything above them."""
-    above = max(descriptors) + 1
+    targets = range(3, 3 + len(descriptors))
     actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
         (os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in (0, 1, 2)
     ]
-    # Twice, because a source may stand where a target shall be.
-    actions += [(os.POSIX_SPAWN_DUP2, fd, above + i) for i, fd in enumerate(descriptors)]
-    actions += [(os.POSIX_SPAWN_DUP2, above + i, 3 + i) for i in range(len(descriptors))]
+    sources = descriptors
+    if min(descriptors) < targets.stop:  # one may stand where another shall be
+        above = max(descriptors) + 1
+        sources = [above + i for i in range(len(descriptors))]
+        actions += [(os.POSIX_SPAWN_DUP2, *pair) for pair in zip(descriptors, sources, strict=True)]
+    actions += [(os.POSIX_SPAWN_DUP2, *pair) for pair in zip(sources, targets, strict=True)]
     return os.posix_spawn(
         str(binary),
         ["sandbox-keeper", str(len(descriptors) - 3)],

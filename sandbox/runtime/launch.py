@@ -32,7 +32,7 @@ async def start(
             limits=made.limits,
             streams=streams,
         )
-        directory = node.container_dir(scene.task.id, definition.name) / f"run.{attempt}"
+        directory = scene.container_dir(definition.name) / f"run.{attempt}"
         return await keepers.start(
             program,
             binary=node.keeper,
@@ -71,7 +71,7 @@ def _volumes(
         for mount in scene.definition(origin.source_container).mount_points:
             read_only = mount.read_only or origin.read_only
             wanted.setdefault(mount.container_path, (mount.source_volume, read_only))
-    directory = scene.node.task_dir(scene.task.id) / "volumes"
+    directory = scene.directory / "volumes"
     opened = []
     for path, (volume, read_only) in wanted.items():
         flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW

@@ -6,6 +6,7 @@ import os
 import signal
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import structlog
@@ -63,7 +64,7 @@ class Node:
     lane: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(8))
     """How many tasks are being started at once; the others wait their turn."""
 
-    @property
+    @cached_property
     def tasks_dir(self) -> Path:
         return self.state_dir / "tasks"
 

@@ -19,6 +19,8 @@ import contextlib
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 
 import trio
 
@@ -35,7 +37,13 @@ from sandbox.model import names
 from sandbox.model.task import ContainerDefinition, MountPoint, TaskDesired
 from sandbox.network.eni import Interface
 from sandbox.runtime import pause
-from sandbox.runtime.container import Identity, LimitChoice, arguments, choose_limits
+from sandbox.runtime.container import (
+    WRITTEN,
+    Identity,
+    LimitChoice,
+    arguments,
+    choose_limits,
+)
 from sandbox.runtime.keeper import Keeper
 from sandbox.runtime.node import Node
 from sandbox.runtime.sizes import container_limits, task_limits
@@ -77,6 +85,13 @@ class Scene:
     """Of that namespace's init."""
     containers: dict[str, ContainerScene] = field(default_factory=dict)
     progress: Callable[[str, int, int | None], None] | None = None
+
+    @cached_property
+    def directory(self) -> Path:
+        return self.node.task_dir(self.task.id)
+
+    def container_dir(self, name: str) -> Path:
+        return self.directory / names.container_directory(name)
 
     def definition(self, name: str) -> ContainerDefinition:
         return next(c for c in self.task.definition.container_definitions if c.name == name)
@@ -127,7 +142,7 @@ async def undo(scene: Scene, steps: tuple[Step, ...]) -> None:
 
 
 async def _make_directory(scene: Scene) -> None:
-    directory = scene.node.task_dir(scene.task.id)
+    directory = scene.directory
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if scene.task.definition.volumes:
@@ -142,13 +157,10 @@ async def _make_directory(scene: Scene) -> None:
 
 
 async def _empty_directory(scene: Scene) -> None:
-    directory = scene.node.task_dir(scene.task.id)
-    if not directory.exists():
-        return
     if scene.task.definition.volumes:
-        await trio.to_thread.run_sync(remove_tree, directory / "volumes")
+        await trio.to_thread.run_sync(remove_tree, scene.directory / "volumes")
     for container in scene.task.definition.container_definitions:
-        await scene.node.roots.discard(scene.node.container_dir(scene.task.id, container.name))
+        await scene.node.roots.discard(scene.container_dir(container.name), WRITTEN)
 
 
 # cgroup ------------------------------------------------------------------------------------
@@ -274,9 +286,11 @@ async def make_root(scene: Scene, definition: ContainerDefinition) -> None:
         names.container_cgroup(scene.task.id, definition.name), container_limits(definition)
     )
     assert scene.slot is not None  # the network step came first
-    directory = scene.node.container_dir(scene.task.id, definition.name)
     root = await scene.node.roots.prepare(
-        made.image, directory, scene.slot.userns_fd, scene.task.id_base
+        made.image,
+        scene.container_dir(definition.name),
+        scene.slot.userns_fd,
+        scene.task.id_base,
     )
     made.root = root.mount_fd
     made.user = _identity(scene, definition, made.image, root)
@@ -296,7 +310,7 @@ def _identity(
 
 
 async def _fill_volume(scene: Scene, mount: MountPoint, root: int) -> None:
-    volume = scene.node.task_dir(scene.task.id) / "volumes" / mount.source_volume
+    volume = scene.directory / "volumes" / mount.source_volume
     try:
         await scene.node.roots.populate_volume(
             root, mount.container_path, volume, scene.task.id_base

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 import trio
@@ -46,17 +45,15 @@ def main() -> int:
 def measure(chosen: tuple[str, ...], quick: bool) -> list[Section]:
     tiny, many = os.environ["TINY"], os.environ["MANY"]
     sections: dict[str, Section] = {}
-    # Where the default state directory is, too: on the machine's own disk.
-    with tempfile.TemporaryDirectory(prefix="sandbox-bench-", dir="/var/lib") as scratch:
+    with own_disk() as disk:
         if {"launch", "rate"} & set(chosen):
-            sections |= trio.run(launches, Path(scratch), tiny, chosen, quick)
+            sections |= trio.run(launches, disk / "launches", tiny, chosen, quick)
         if "memory" in chosen:
             say("memory")
-            sections["memory"] = trio.run(memory, Path(scratch, "memory"), tiny)
-    if "pull" in chosen:
-        say("pull")
-        with own_disk() as disk:
-            sections["pull"] = pull(disk, many, 2 if quick else 5)
+            sections["memory"] = trio.run(memory, disk / "memory", tiny)
+        if "pull" in chosen:
+            say("pull")
+            sections["pull"] = pull(disk / "pull", many, 2 if quick else 5)
     return [sections[part] for part in PARTS if part in sections]
 
 

@@ -102,10 +102,10 @@ class Ids:
         self.free = list(BASES)
         self.claimed: set[int] = set()
 
-    def claim(self) -> int:
-        first = self.free.pop(0)
-        self.claimed.add(first)
-        return first
+    def claim_many(self, count: int) -> list[int]:
+        firsts = [self.free.pop(0) for _ in range(count)]
+        self.claimed.update(firsts)
+        return firsts
 
     def release(self, first: int) -> None:
         self.claimed.remove(first)
@@ -113,7 +113,7 @@ class Ids:
 
 async def test_a_pool_refills_behind_the_request_and_gives_back_what_is_left() -> None:
     ids = Ids()
-    pool = SlotPool(2, ids.claim, ids.release)
+    pool = SlotPool(2, ids.claim_many, ids.release)
     async with trio.open_nursery() as nursery:
         await nursery.start(pool.serve)
         assert pool.ready == 2
@@ -132,7 +132,7 @@ async def test_an_empty_pool_tells_its_user_what_is_wrong_and_keeps_no_range(
     tmp_path: Path,
 ) -> None:
     ids = Ids()
-    pool = SlotPool(2, ids.claim, ids.release, program=tmp_path / "none")
+    pool = SlotPool(2, ids.claim_many, ids.release, program=tmp_path / "none")
     async with trio.open_nursery() as nursery:
         await nursery.start(pool.serve)
         with pytest.raises(KernelError, match="posix_spawn"):

@@ -134,6 +134,14 @@ def test_what_a_killed_agent_wrote_aside_goes_with_the_next_recovery(host: Path)
     assert source.exists() and not dead.exists()
 
 
+def test_of_several_claims_there_are_all_or_none(host: Path) -> None:
+    ranges = agent(host, "aaaa")
+    with pytest.raises(KernelError, match="id range"):
+        ranges.claim_many(len(SMALL) + 1)
+    assert claimed(host) == set()
+    assert ranges.claim_many(len(SMALL)) == list(SMALL)
+
+
 def claimed(host: Path) -> set[int]:
     return {int(name) for name in os.listdir(host / "claims") if name.isdecimal()}
 
