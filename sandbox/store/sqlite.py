@@ -1,4 +1,4 @@
-"""The revision log in one SQLite file: a log, its heads, one writer thread, WAL.
+"""The store on one SQLite file (`store.log`): heads in memory, one writer thread, watches.
 
 The heads are kept in memory too: a read is a dictionary's, and decodes a value once. A write, which
 may wait for a disk, runs in the writer thread. That thread takes whatever has queued up meanwhile
@@ -10,25 +10,16 @@ to the next FULL commit or checkpoint, which syncs everything written before it 
 
 Only a watch that has fallen behind reads the log, on a connection of its own: in WAL mode neither
 waits for the other.
-
-The log is cut at a number of revisions and at a number of bytes, a little at a time. Pages that are
-free beyond a quarter of the file go back to the file system.
-
-One process opens a file at a time: the lock of the state directory sees to that, not this module.
-A copy of a live directory must be of one instant (a snapshot, or the agent stopped), because
-`store.db` and `store.db-wal` are halves of one thing.
 """
 
 from __future__ import annotations
 
-import os
 import queue
-import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -37,44 +28,12 @@ from typing import Any, Self, TypeVar
 import msgspec
 import trio
 
-from sandbox.errors import Conflict, StoreError
+from sandbox.errors import StoreError
 from sandbox.store.base import Change, Versioned
+from sandbox.store.log import Log, Reader, Write
 from sandbox.store.watch import LAST_KEY, Cursor, Sleepers, Watch, span
 
 T = TypeVar("T", bound=msgspec.Struct)
-
-SCHEMA_VERSION = 1
-_APPLICATION_ID = 0x53424C47
-"""SQLite's mark for whose file this is: "SBLG"."""
-
-_SCHEMA = (
-    """
-    CREATE TABLE log (
-        rev     INTEGER NOT NULL,  -- revision of the transaction that wrote this; the first is 1
-        key     TEXT    NOT NULL,  -- what it wrote: slash-separated, no slash at the ends
-        prev    INTEGER NOT NULL,  -- revision that this replaced; 0: the key did not exist
-        deleted INTEGER NOT NULL,  -- 1: the key was removed and value is NULL; else 0
-        at      REAL    NOT NULL,  -- when, in seconds since the epoch; a clock may have gone back
-        value   BLOB,              -- the value as JSON in UTF-8
-        PRIMARY KEY (rev, key)     -- a transaction may write many keys, each of them once
-    ) STRICT
-    """,
-    """
-    CREATE TABLE head (
-        key     TEXT    NOT NULL PRIMARY KEY,  -- every key that exists
-        rev     INTEGER NOT NULL,              -- revision that wrote it last
-        value   BLOB    NOT NULL               -- the bytes that the log had for it
-    ) STRICT
-    """,
-    """
-    CREATE TABLE compacted (
-        rev     INTEGER NOT NULL   -- one row: the log entries up to this revision are forgotten
-    ) STRICT
-    """,
-    "INSERT INTO compacted VALUES (0)",
-    f"PRAGMA application_id = {_APPLICATION_ID}",
-    f"PRAGMA user_version = {SCHEMA_VERSION}",
-)
 
 _BATCH = 256
 """Transactions in one commit: bounds how long the first of them waits for the last."""
@@ -84,19 +43,15 @@ _RECENT = 512
 """Log entries that are kept in memory for watches: several launches of several tasks at once."""
 _PAGE = 64
 """Log entries that a watch reads at a time: bounds what a slow one holds in memory."""
-_HEADER_BYTES = 100
-"""A database file begins with these; SQLite takes a shorter one for an empty database."""
-_WAL_LEFT_BYTES = 4 << 20
-"""What a checkpoint may leave of the WAL file after a burst."""
 
 
 class SqliteStore:
     """`sandbox.store.base.Store` on one file, for the thread that opened it."""
 
-    def __init__(self, log: _Log) -> None:
+    def __init__(self, log: Log) -> None:
         self._log = log
-        self._reader = _connect(log.path)
-        self._heads = _read_heads(log.path, self._reader)
+        self._reader = Reader(log.path)
+        self._heads = {key: _Head(rev, value) for key, rev, value in self._reader.heads()}
         self._revision = log.revision
         """Up to which the heads are told. The log may be ahead of it by what is in `_answered`."""
         self._decoders: dict[type[msgspec.Struct], msgspec.json.Decoder[Any]] = {}
@@ -128,7 +83,7 @@ class SqliteStore:
         Neither this nor reading needs an event loop. Raises StoreError for a file that is damaged,
         that is no store, or that a newer Sandbox wrote.
         """
-        return cls(_Log.open(path, keep, keep_bytes, clock))
+        return cls(Log.open(path, keep, keep_bytes, clock))
 
     @property
     def revision(self) -> int:
@@ -208,12 +163,6 @@ class SqliteStore:
             error, self._unheard = self._unheard, None
             raise error
 
-    def _read(self, query: str, *values: object) -> Sequence[tuple[Any, ...]]:
-        self._check_open()
-        with _explained(self._log.path):
-            # fetchall also ends the statement: an open one would hold back the checkpoints.
-            return self._reader.execute(query, values).fetchall()
-
     def _versioned(self, key: str, head: _Head, kind: type[T]) -> Versioned[T]:
         known = head.decoded
         if known is None or type(known.value) is not kind:
@@ -238,16 +187,13 @@ class SqliteStore:
             return (), cursor
         if cursor >= (max(self._before_recent, self._log.floor), LAST_KEY):
             return self._news(within, cursor), (newest, LAST_KEY)
-        rows = self._read(
-            "SELECT rev, key, value, at FROM log WHERE (rev, key) > (?, ?) AND rev <= ?"
-            " AND key >= ? AND key < ? ORDER BY rev, key LIMIT ?",
-            *(*cursor, newest, *within, _PAGE),
-        )
+        changes = self._reader.page(cursor, newest, within, _PAGE)
         # Looked at after the read: a compaction raises its floor before it deletes.
         if cursor < (self._log.floor, LAST_KEY):
             raise StoreError(f"what followed revision {cursor[0]} was compacted: list again")
-        behind = rows[-1][:2] if len(rows) == _PAGE else (newest, LAST_KEY)
-        return [Change(rev=r, key=k, value=v, at=at) for r, k, v, at in rows], behind
+        if len(changes) < _PAGE:
+            return changes, (newest, LAST_KEY)
+        return changes, (changes[-1].rev, changes[-1].key)
 
     def _news(self, within: tuple[str, str], cursor: Cursor) -> Sequence[Change]:
         """What followed the cursor, for a watch that is only a little behind."""
@@ -339,11 +285,8 @@ class _Job:
 
 
 @dataclass(eq=False)
-class _Write(_Job):
-    entries: Mapping[str, bytes | None]
-    expect: Mapping[str, int]
-    durable: bool
-    is_posted: bool = False
+class _Write(_Job, Write):
+    is_posted: bool = field(default=False, kw_only=True)
     """Nobody waits for it; its error is told to the next caller."""
 
 
@@ -351,12 +294,12 @@ class _Write(_Job):
 class _Compact(_Job):
     keep: int
 
-    def run(self, log: _Log) -> None:
+    def run(self, log: Log) -> None:
         log.compact(log.revision - self.keep)
 
 
 class _Close(_Job):
-    def run(self, log: _Log) -> None:
+    def run(self, log: Log) -> None:
         log.close()
 
 
@@ -394,291 +337,6 @@ class _Head:
         self.rev = rev
         self.value = value
         self.decoded: Versioned[Any] | None = None
-
-
-def _read_heads(path: Path, reader: sqlite3.Connection) -> dict[str, _Head]:
-    with _explained(path):
-        rows = reader.execute("SELECT key, rev, value FROM head").fetchall()
-    return {key: _Head(rev, value) for key, rev, value in rows}
-
-
-class _Batch:
-    """What one commit will write: each transaction after the one before it, or refused. Pure."""
-
-    def __init__(self, revision: int, heads: Mapping[str, int]) -> None:
-        self.revision = revision
-        self.revs: dict[str, int] = {}
-        """What it makes of the heads' revisions; 0 for a key that is gone."""
-        self.changes: list[Change] = []
-        self.prevs: list[int] = []
-        self._heads = heads
-
-    def add(self, write: _Write, at: float) -> None:
-        for key, expected in write.expect.items():
-            if (found := self._rev(key)) != expected:
-                write.error = Conflict(key, expected, found)
-                return
-        entries = write.entries
-        changed = sorted(k for k, value in entries.items() if value is not None or self._rev(k))
-        if changed:
-            self.revision += 1
-        write.rev = self.revision
-        write.changed = [
-            Change(rev=write.rev, key=key, value=entries[key], at=at) for key in changed
-        ]
-        self.changes += write.changed
-        for key in changed:
-            self.prevs.append(self._rev(key))
-            self.revs[key] = write.rev if entries[key] is not None else 0
-
-    def _rev(self, key: str) -> int:
-        rev = self.revs.get(key)
-        return self._heads.get(key, 0) if rev is None else rev
-
-
-class _Log:
-    """The writing connection. Used by one thread at a time; `revision` and `floor` by all."""
-
-    def __init__(
-        self,
-        path: Path,
-        db: sqlite3.Connection,
-        keep: int,
-        keep_bytes: int,
-        clock: Callable[[], float],
-    ) -> None:
-        self.path = path
-        self._db = db
-        self._keep = keep
-        self._keep_bytes = keep_bytes
-        self._clock = clock
-        self._synchronous = ""
-        self._broken: str | None = None
-        self._revs: dict[str, int] = dict(db.execute("SELECT key, rev FROM head").fetchall())
-        (self.floor,) = db.execute("SELECT rev FROM compacted").fetchone()
-        newest, self._bytes = db.execute(
-            "SELECT coalesce(max(rev), 0), coalesce(sum(length(value)), 0) FROM log"
-        ).fetchone()
-        self.revision: int = max(newest, self.floor)
-
-    @classmethod
-    def open(cls, path: Path, keep: int, keep_bytes: int, clock: Callable[[], float]) -> Self:
-        if not path.exists():
-            _create(path)
-        with _explained(path):
-            db = _connect(path)
-            try:
-                _check(path, db)
-                return cls(path, db, keep, keep_bytes, clock)
-            except BaseException:
-                db.close()
-                raise
-
-    def close(self) -> None:
-        """The last connection to close moves the WAL into the file and removes it."""
-        with _explained(self.path):
-            self._db.close()
-
-    def commit(self, writes: Sequence[_Write]) -> None:
-        """One commit for all of `writes`; what a transaction compares is compared one by one."""
-        batch = _Batch(self.revision, self._revs)
-        for write in writes:
-            batch.add(write, self._clock())
-        try:
-            self._sync("FULL" if any(write.durable for write in writes) else "NORMAL")
-            with self._transaction():
-                self._store(batch)
-        except Exception as error:
-            for write in writes:
-                write.changed = ()
-                # One exception each: every raise would lengthen the traceback of a shared one.
-                write.error = StoreError(str(error))
-                write.error.__cause__ = error
-            return
-        self.revision = batch.revision
-        self._bytes += sum(len(change.value or b"") for change in batch.changes)
-        for key, rev in batch.revs.items():
-            if rev:
-                self._revs[key] = rev
-            else:
-                self._revs.pop(key, None)
-
-    def _store(self, batch: _Batch) -> None:
-        """Few statements with many rows: between two of them the event loop takes its turn."""
-        self._db.executemany(
-            "INSERT INTO log (rev, key, prev, deleted, at, value) VALUES (?, ?, ?, ?, ?, ?)",
-            [
-                (each.rev, each.key, prev, each.value is None, each.at, each.value)
-                for each, prev in zip(batch.changes, batch.prevs, strict=True)
-            ],
-        )
-        last = {change.key: change for change in batch.changes}.values()
-        put = [(each.key, each.rev, each.value) for each in last if each.value is not None]
-        gone = [(each.key,) for each in last if each.value is None]
-        if put:
-            self._db.executemany("REPLACE INTO head VALUES (?, ?, ?)", put)
-        if gone:
-            self._db.executemany("DELETE FROM head WHERE key = ?", gone)
-
-    def trim(self) -> None:
-        """Cut the log when it has grown an eighth beyond its bounds."""
-        many = self.revision - self.floor > self._keep + self._keep // 8
-        big = self._bytes > self._keep_bytes + self._keep_bytes // 8
-        if many or big:
-            # A failure costs room, nothing else; the next commit tries again.
-            with suppress(StoreError):
-                self.compact(max(self.revision - self._keep, self._newest_beyond_bytes()))
-
-    def _newest_beyond_bytes(self) -> int:
-        """The newest revision that, with all after it, takes more than `keep_bytes`."""
-        query = (
-            "SELECT max(rev) FROM (SELECT rev, sum(length(value)) OVER (ORDER BY rev DESC) AS size"
-            " FROM log) WHERE size > ?"
-        )
-        with _explained(self.path):
-            return self._db.execute(query, (self._keep_bytes,)).fetchone()[0] or 0
-
-    def compact(self, floor: int) -> None:
-        """Forget the log up to and including revision `floor`."""
-        if floor <= self.floor:
-            return
-        before, self.floor = self.floor, floor
-        try:
-            with self._transaction():
-                (freed,) = self._db.execute(
-                    "SELECT coalesce(sum(length(value)), 0) FROM log WHERE rev <= ?", (floor,)
-                ).fetchone()
-                self._db.execute("DELETE FROM log WHERE rev <= ?", (floor,))
-                self._db.execute("UPDATE compacted SET rev = ?", (floor,))
-        except StoreError:
-            self.floor = before
-            raise
-        self._bytes -= freed
-        self._give_back()
-
-    def _give_back(self) -> None:
-        with _explained(self.path):
-            (free,) = self._db.execute("PRAGMA freelist_count").fetchone()
-            (pages,) = self._db.execute("PRAGMA page_count").fetchone()
-            if free > pages // 4:
-                # It steps once a page and has no columns: execute() would stop after one step.
-                self._db.executescript(f"PRAGMA incremental_vacuum({free - pages // 4})")
-
-    def _sync(self, mode: str) -> None:
-        if mode != self._synchronous:
-            with _explained(self.path):
-                self._db.execute(f"PRAGMA synchronous = {mode}")
-            self._synchronous = mode
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        if self._broken is not None:
-            raise StoreError(f"{self._broken}; nothing is written until the store is opened again")
-        try:
-            with _explained(self.path):
-                self._db.execute("BEGIN IMMEDIATE")
-                yield
-                self._db.execute("COMMIT")
-        except BaseException as error:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            # After a failed write or fsync the kernel may drop dirty pages and call them clean:
-            # a later commit that builds on them could be acknowledged and still be lost.
-            if _code(error.__cause__) in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT):
-                self._broken = str(error)
-            raise
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    """Open an existing file; transactions are ours to begin and end."""
-    return sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode=rw",
-        uri=True,
-        isolation_level=None,
-        check_same_thread=False,
-    )
-
-
-def _create(path: Path) -> None:
-    """Make an empty store beside `path` and rename it: a file at `path` was complete once."""
-    wal = path.with_name(f"{path.name}-wal")
-    if wal.exists():
-        raise StoreError(f"{path} is missing but {wal} is there: restore it, or remove both")
-    new = path.with_name(f"{path.name}.new")
-    try:
-        os.close(os.open(new, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-        with _explained(new):
-            db = _connect(new)
-            try:
-                # Before the first table, or it needs a full VACUUM.
-                db.execute("PRAGMA auto_vacuum = INCREMENTAL")
-                db.execute("BEGIN")
-                for statement in _SCHEMA:
-                    db.execute(statement)
-                db.execute("COMMIT")
-            finally:
-                db.close()
-        new.rename(path)
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    except OSError as error:
-        raise StoreError(f"cannot create {path}: {error.strerror}") from error
-
-
-def _check(path: Path, db: sqlite3.Connection) -> None:
-    """Refuse what is not a whole store of this version; leave the connection in WAL mode."""
-    size = path.stat().st_size
-    if size < _HEADER_BYTES:
-        raise StoreError(_damaged(path, f"it has {size} bytes"))
-    (owner,) = db.execute("PRAGMA application_id").fetchone()
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    if owner != _APPLICATION_ID:
-        raise StoreError(f"{path} is not a store of Sandbox: choose another state directory")
-    if version > SCHEMA_VERSION:
-        raise StoreError(
-            f"{path} has schema {version} and this Sandbox knows {SCHEMA_VERSION}: "
-            "use the newer Sandbox that wrote it, or another state directory"
-        )
-    (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
-    if mode != "wal":
-        raise StoreError(f"{path} is on a file system without shared memory maps: use a local disk")
-    db.execute(f"PRAGMA journal_size_limit = {_WAL_LEFT_BYTES}")
-    (fault,) = db.execute("PRAGMA quick_check(1)").fetchone()
-    if fault != "ok":
-        raise StoreError(_damaged(path, fault.splitlines()[-1]))
-
-
-def _damaged(path: Path, how: str) -> str:
-    return (
-        f"{path} is damaged ({how}): restore a copy of the state directory, "
-        f"or move {path.name}* away to begin with an empty store"
-    )
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """SQLite's errors leave as StoreError, saying what to do where that is known."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        match _code(error):
-            case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
-                text = _damaged(path, str(error))
-            case sqlite3.SQLITE_FULL:
-                text = f"{path}: no space left on its disk"
-            case sqlite3.SQLITE_BUSY:
-                text = f"{path}: another process holds it: {error}"
-            case _:
-                text = f"{path}: {error}"
-        raise StoreError(text) from error
-
-
-def _code(error: BaseException | None) -> int:
-    """SQLite's primary result code: the extended ones say more in the upper bytes."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 def _checked(key: str) -> str:
