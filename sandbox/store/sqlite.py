@@ -142,10 +142,11 @@ class SqliteStore:
 
     async def aclose(self) -> None:
         if self._closing is None:
+            self._check_open()
+            self._reader.close()  # first: the last to close moves the WAL into the file
             closing = _Close()
             self._submit(closing)
             self._closing = closing
-            self._reader.close()
             self._sleepers.wake_all()
         with trio.CancelScope(shield=True):
             await self._closing.done.wait()
