@@ -19,6 +19,7 @@ import trio
 
 from sandbox.client import api
 from sandbox.client.api import OUTPUT_LIMIT_BYTES, Completed, OnExit
+from sandbox.client.archive import Files
 from sandbox.client.backend import Progress
 from sandbox.client.place import PathName
 from sandbox.client.request import RunOptions, TaskOptions
@@ -226,6 +227,7 @@ class Sandbox:
         command: Sequence[str] = (),
         *,
         input: bytes | None = None,
+        files: Files | None = None,
         timeout_s: float | None = None,
         max_output_bytes: int = OUTPUT_LIMIT_BYTES,
         progress: Progress | None = None,
@@ -236,6 +238,7 @@ class Sandbox:
             image,
             command,
             input=input,
+            files=files,
             timeout_s=timeout_s,
             max_output_bytes=max_output_bytes,
             progress=progress,

@@ -176,29 +176,12 @@ class Connection:
 
     def claim(self, wanted: Mapping[str, Streams]) -> dict[str, Streams]:
         """The call's descriptors in place of their indexes; from here on the caller owns them."""
-        indexes = [
-            index
-            for streams in wanted.values()
-            for index in (streams.stdin, streams.stdout, streams.stderr)
-            if index is not None
-        ]
+        indexes = [index for streams in wanted.values() for index in streams.descriptors]
         if len(set(indexes)) != len(indexes) or not set(indexes) <= self._descriptors.keys():
             raise InvalidParameterException(
                 f"streams name descriptors {indexes}, the call carries {len(self._descriptors)}"
             )
-
-        def take(index: int | None) -> int | None:
-            return None if index is None else self._descriptors.pop(index)
-
-        return {
-            name: msgspec.structs.replace(
-                streams,
-                stdin=take(streams.stdin),
-                stdout=take(streams.stdout),
-                stderr=take(streams.stderr),
-            )
-            for name, streams in wanted.items()
-        }
+        return {name: each.moved(self._descriptors.pop) for name, each in wanted.items()}
 
     def borrow(self, index: int) -> int:
         """A descriptor of this call, valid until its handler returns."""

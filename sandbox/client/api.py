@@ -22,6 +22,7 @@ import msgspec
 import trio
 
 from sandbox.client import archive
+from sandbox.client.archive import Files
 from sandbox.client.backend import Backend, Progress
 from sandbox.client.capture import Capture
 from sandbox.client.nursery import open_nursery, unwrapped
@@ -260,6 +261,7 @@ class Sandbox:
         command: Sequence[str] = (),
         *,
         input: bytes | None = None,
+        files: Files | None = None,
         timeout_s: float | None = None,
         max_output_bytes: int = OUTPUT_LIMIT_BYTES,
         progress: Progress | None = None,
@@ -267,13 +269,18 @@ class Sandbox:
     ) -> Completed:
         """Run a program to its end and give what it wrote: subprocess.run in a sandbox.
 
+        `files` are there before it starts: by name, which is relative to the working directory
+        unless it begins with a slash, contents as bytes, or the path of a file or tree of this
+        host. They belong to the task's root, with mode 0644 or the host's.
+
         The task is forgotten afterwards. Cancelling, or `timeout_s` after the call, kills it.
         TaskFailed when it could not be started.
         """
         request = task_request(image=image, command=command, **wanted)
         name = request.definition.container_definitions[0].name
         begun = time.monotonic()
-        with Capture(input, max_output_bytes) as capture:
+        bundled = await trio.to_thread.run_sync(archive.bundle, files) if files else None
+        with Capture(input, max_output_bytes, bundled) as capture:
             task = await self._run(request, {name: capture.hand_over()}, progress)
             try:
                 async with open_nursery() as nursery:

@@ -13,20 +13,60 @@ import os
 import shutil
 import stat
 import tarfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
+from io import BytesIO
 from pathlib import PurePosixPath
-from typing import IO
+from typing import IO, TypeAlias
 
 from sandbox.errors import ConfigError, InvalidParameterException
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
+Files: TypeAlias = Mapping[str, bytes | str | os.PathLike[str]]
+"""What a program wants to find, by name: contents, or the path of a file or tree of this host."""
+
+
 def pack(source: str, name: str, out: IO[bytes]) -> None:
     """Write `source` (a file or a tree) to `out` as a tar stream in which it is called `name`."""
     with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as archive:
         archive.add(source, arcname=name)
+
+
+def bundle(files: Files) -> int:
+    """A tar archive in memory, of contents and of files or trees of this host, by their names in
+    the task; a descriptor at its start, which the caller closes."""
+    fd = os.memfd_create("sandbox-files", os.MFD_CLOEXEC)
+    try:
+        with (
+            os.fdopen(os.dup(fd), "wb") as out,
+            tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as archive,
+        ):
+            for name, content in files.items():
+                if isinstance(content, bytes):
+                    info = tarfile.TarInfo(name)
+                    info.size, info.mode, info.mtime = len(content), 0o644, int(time.time())
+                    archive.addfile(info, BytesIO(content))
+                else:
+                    archive.add(content, arcname=name, filter=partial(_named, name))
+        os.lseek(fd, 0, os.SEEK_SET)
+    except OSError as error:
+        os.close(fd)
+        raise ConfigError(f"{error.filename}: {error.strerror}") from None
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _named(name: str, info: tarfile.TarInfo) -> tarfile.TarInfo:
+    """With the slash at its beginning that tarfile takes away."""
+    if name.startswith("/"):
+        info.name = f"/{info.name}"
+    return info
 
 
 def unpack(stream: IO[bytes], destination: str) -> int:

@@ -18,9 +18,9 @@ CHUNK = 64 << 10
 
 
 class Capture:
-    """stdout and stderr into memory, `data` to stdin."""
+    """stdout and stderr into memory, `data` to stdin. `files`: see `Streams`; it is ours now."""
 
-    def __init__(self, data: bytes | None, limit_bytes: int) -> None:
+    def __init__(self, data: bytes | None, limit_bytes: int, files: int | None = None) -> None:
         self.stdout = bytearray()
         self.stderr = bytearray()
         self.truncated = False
@@ -34,7 +34,7 @@ class Capture:
         if data is not None:
             theirs_in, self._writer = os.pipe()
         self._theirs: Streams | None = Streams(
-            stdin=theirs_in, stdout=theirs_out, stderr=theirs_error
+            stdin=theirs_in, stdout=theirs_out, stderr=theirs_error, files=files
         )
 
     def hand_over(self) -> Streams:
@@ -49,8 +49,7 @@ class Capture:
     def __exit__(self, *_: object) -> None:
         close_all(self._readers.values())
         if self._theirs is not None:
-            given = (self._theirs.stdin, self._theirs.stdout, self._theirs.stderr)
-            close_all(each for each in given if each is not None)
+            close_all(self._theirs.descriptors)
         if self._writer is not None:
             os.close(self._writer)
         self._readers, self._writer = {}, None

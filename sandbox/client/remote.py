@@ -13,7 +13,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Literal
 
-import msgspec
 import trio
 
 from sandbox.client import varlink
@@ -264,16 +263,8 @@ def index(streams: Mapping[str, Streams]) -> tuple[dict[str, Streams], list[int]
     """Streams with indexes in place of descriptors, and the descriptors in that order."""
     descriptors: list[int] = []
 
-    def place(descriptor: int | None) -> int | None:
-        if descriptor is None:
-            return None
+    def place(descriptor: int) -> int:
         descriptors.append(descriptor)
         return len(descriptors) - 1
 
-    indexed = {
-        name: msgspec.structs.replace(
-            each, stdin=place(each.stdin), stdout=place(each.stdout), stderr=place(each.stderr)
-        )
-        for name, each in streams.items()
-    }
-    return indexed, descriptors
+    return {name: each.moved(place) for name, each in streams.items()}, descriptors

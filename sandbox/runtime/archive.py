@@ -41,6 +41,11 @@ async def unpack(root: int, path: str, archive: int, id_base: int) -> None:
     await trio.to_thread.run_sync(_unpack, root, path, archive, id_base, abandon_on_cancel=True)
 
 
+async def place(root: int, working_directory: str, archive: int, id_base: int) -> None:
+    """Read descriptor `archive` into a root that no container has yet."""
+    await trio.to_thread.run_sync(_place, root, working_directory, archive, id_base)
+
+
 async def remove_directory(directory: Path, containers: Iterable[str]) -> None:
     """The directory of a task that is undone: logs and how it ended. A missing one is fine.
 
@@ -160,6 +165,31 @@ def _unpack(root: int, path: str, archive: int, id_base: int) -> None:
         raise InvalidParameterException(f"not a tar archive: {error}") from None
     except OSError as error:
         raise InvalidParameterException(f"{path}: {error.strerror}") from None
+
+
+def _place(root: int, working_directory: str, archive: int, id_base: int) -> None:
+    """As `_unpack`, but links on the way to a name are followed, inside the root: the image's."""
+    name = working_directory
+    try:
+        with (
+            os.fdopen(os.dup(archive), "rb") as file,
+            tarfile.open(fileobj=file, mode="r|*") as tar,
+        ):
+            for count, info in enumerate(tar):
+                if count >= _MAX_ENTRIES:
+                    raise InvalidParameterException("too many files")
+                name = os.path.normpath(os.path.join("/", working_directory, info.name))
+                above, last = os.path.split(name)
+                if last:
+                    mounts.make_dirs(root, above, 0o755, id_base, id_base)
+                    with _found(root, above) as parent:
+                        _make(tar, info, parent, last, id_base)
+    except (tarfile.TarError, EOFError) as error:
+        raise InvalidParameterException(f"not a tar archive: {error}") from None
+    except KernelError as error:
+        raise InvalidParameterException(f"{name}: {os.strerror(error.errno)}") from None
+    except OSError as error:
+        raise InvalidParameterException(f"{name}: {error.strerror}") from None
 
 
 def _extract(tar: tarfile.TarFile, info: tarfile.TarInfo, target: int, id_base: int) -> None:

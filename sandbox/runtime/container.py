@@ -157,6 +157,10 @@ def arguments(definition: ContainerDefinition, config: ImageConfig) -> list[str]
     return words
 
 
+def working_directory(definition: ContainerDefinition, config: ImageConfig) -> str:
+    return definition.working_directory or config.working_dir or "/"
+
+
 def container_environment(
     definition: ContainerDefinition,
     config: ImageConfig,
@@ -230,7 +234,7 @@ def compile_container(
     if definition.pseudo_terminal:
         rows, columns = (streams.terminal_rows, streams.terminal_cols) if streams else (24, 80)
         program.add("TERMINAL", rows, columns)
-    program.add("WORKDIR", definition.working_directory or config.working_dir or "/")
+    program.add("WORKDIR", working_directory(definition, config))
     _confine(program, definition, user, limits)
     words = arguments(definition, config)
     variables = container_environment(definition, config, place.hostname, place.region, user.home)

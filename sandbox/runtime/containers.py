@@ -74,15 +74,10 @@ class Containers:
         try:
             keeper = await launch.start(self._scene, definition, attempt, streams)
         except StartFailed as error:
-            reason, code = start_failure(error)
-            self._record.note(
-                name,
-                last_status="STOPPED",
-                reason=reason,
-                exit_code=code,
-                finished_at=time.time(),
-            )
-            self._changed()
+            self._note_failure(name, *start_failure(error))
+            return
+        except InvalidParameterException as error:
+            self._note_failure(name, f"CannotStartContainerError: {error}", None)
             return
         finally:
             close_streams(streams)
@@ -97,6 +92,12 @@ class Containers:
             lowered=made.limits.lowered,
         )
         self._attend_to(name, keeper)
+
+    def _note_failure(self, name: str, reason: str, code: int | None) -> None:
+        self._record.note(
+            name, last_status="STOPPED", reason=reason, exit_code=code, finished_at=time.time()
+        )
+        self._changed()
 
     async def find(self) -> None:
         """After an agent that died: attend to what runs, learn how the rest ended.
@@ -403,9 +404,8 @@ class Containers:
 def close_streams(streams: Streams | None) -> None:
     if streams is None:
         return
-    for fd in {streams.stdin, streams.stdout, streams.stderr}:
-        if fd is not None:
-            os.close(fd)
+    for fd in set(streams.descriptors):
+        os.close(fd)
 
 
 def start_failure(error: StartFailed) -> tuple[str, int | None]:

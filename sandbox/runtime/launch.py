@@ -8,8 +8,14 @@ from contextlib import ExitStack
 from sandbox.kernel import mounts, native
 from sandbox.model.request import Streams
 from sandbox.model.task import ContainerDefinition
+from sandbox.runtime import archive
 from sandbox.runtime import keeper as keepers
-from sandbox.runtime.container import Place, VolumeMount, compile_container
+from sandbox.runtime.container import (
+    Place,
+    VolumeMount,
+    compile_container,
+    working_directory,
+)
 from sandbox.runtime.keeper import Keeper
 from sandbox.runtime.steps import Scene
 
@@ -17,13 +23,17 @@ from sandbox.runtime.steps import Scene
 async def start(
     scene: Scene, definition: ContainerDefinition, attempt: int, streams: Streams | None
 ) -> Keeper:
-    """Raises StartFailed, KernelError. The container's root is used up, whatever happens."""
+    """Raises StartFailed, KernelError, and InvalidParameterException for files of the client's that
+    cannot be placed. The container's root is used up, whatever happens."""
     made, node = scene.containers[definition.name], scene.node
     with ExitStack() as lent:
         if made.root is not None:
             lent.callback(os.close, made.root)
         root, made.root = made.root, None
         assert root is not None, "steps.make_root comes before every start"
+        if streams is not None and streams.files is not None:
+            place = working_directory(definition, made.image.config)
+            await archive.place(root, place, streams.files, scene.task.id_base)
         program = compile_container(
             definition,
             made.image.config,
