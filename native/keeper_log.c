@@ -118,6 +118,8 @@ int log_append(struct log *log, uint8_t stream, const char *data, uint32_t lengt
 void log_sync(struct log *log) {
     if (log->dropped)
         tell_dropped(log);
+    if (log->newest == 1 && !log->used)
+        return; /* nothing was written: nothing would be missed */
     if (log->segment >= 0)
         fdatasync(log->segment);
     fsync(log->directory);

@@ -152,9 +152,9 @@ static int new_file_system(const char *type, const struct list *options, uint64_
 }
 
 static int attach_at(struct child *c, int mount, const char *path) {
-    if (mount < 0 || make_directories(c, path))
-        return close_keeping_errno(mount, -1);
-    int target = open_in_root(c, path, O_PATH);
+    if (mount < 0)
+        return -1;
+    int target = open_directories(c, path, strlen(path));
     if (target < 0)
         return close_keeping_errno(mount, -1);
     int result = attach(mount, target);

@@ -356,6 +356,13 @@ async def test_what_is_dropped_is_counted(status_dir: Path) -> None:
     assert kept + sum(map(int, dropped)) == 4 * MIB
 
 
+async def gone(keeper: Keeper) -> bool:
+    with trio.move_on_after(0.01):
+        await keeper.wait_gone()
+        return True
+    return False
+
+
 async def test_a_program_waits_for_room_and_goes_on_when_there_is_some(status_dir: Path) -> None:
     program = shell(numbered(4), segments=2, on_full=ON_FULL_WAIT)
     keeper = await start(program, status_dir)
@@ -365,13 +372,12 @@ async def test_a_program_waits_for_room_and_goes_on_when_there_is_some(status_di
     assert keepers.read_exit(status_dir) is None
     assert sorted(segments(status_dir)) == [1, 2]
     with trio.fail_after(20):
-        while keepers.read_exit(status_dir) is None:
+        # What is in the pipe when the program ends waits for room as well.
+        while not await gone(keeper):
             complete = sorted(segments(status_dir))[:-1]
             told += b"".join(record.data for record in tail.read())
             for number in complete:
                 (status_dir / "log" / str(number)).unlink()
-            await trio.sleep(0.01)
-        await keeper.wait_gone()
     keeper.close()
     told += b"".join(record.data for record in tail.read())
     assert list(map(int, told.split())) == list(range(1, 4 * MIB // LINE + 1))
