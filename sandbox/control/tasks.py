@@ -253,7 +253,7 @@ class Tasks:
 
     async def kill(self, task: str, signal: int, *, container: str | None = None) -> None:
         """Send a signal to the first process of a container, by default the first essential one."""
-        self._live(task).signal(signal, container)
+        await self._live(task).signal(signal, container)
 
     async def exec(
         self,
@@ -286,20 +286,20 @@ class Tasks:
         exec_id: str | None = None,
     ) -> None:
         """Tell a terminal its new size."""
-        self._live(task).resize(rows, cols, container, exec_id)
+        await self._live(task).resize(rows, cols, container, exec_id)
 
     async def put(
         self, task: str, path: str, archive: int, *, container: str | None = None
     ) -> None:
         """Unpack the tar stream readable at descriptor `archive` into directory `path`."""
-        with self._live(task).root(container) as (root, id_base):
+        async with self._live(task).root(container) as (root, id_base):
             await archives.unpack(root, path, archive, id_base)
 
     async def get(
         self, task: str, path: str, archive: int, *, container: str | None = None
     ) -> None:
         """Write `path` as a tar stream to `archive`; names start with its last component."""
-        with self._live(task).root(container) as (root, id_base):
+        async with self._live(task).root(container) as (root, id_base):
             await archives.pack(root, path, archive, id_base)
 
     async def stats(self, task: str) -> TaskStats:

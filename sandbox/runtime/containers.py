@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
 import trio
@@ -53,6 +53,7 @@ class Containers:
         self._streams = streams
         self._changed = changed
         self._keepers: dict[str, Keeper] = {}
+        self._starting: set[str] = set()
         self._fences: list[int] = []
         """Locks that keep keepers of before from starting late."""
         self._execs: dict[str, Keeper] = {}
@@ -60,12 +61,20 @@ class Containers:
         self._is_hurried = False
         self._patience: set[trio.CancelScope] = set()
         """Of those who wait for clients that do not read."""
+        self._is_forgotten = False
         self.nursery: trio.Nursery | None = None
 
     # Starting -------------------------------------------------------------------------------
 
     async def start(self, definition: ContainerDefinition) -> None:
         """Start it; a failure goes into the record, like an end."""
+        self._starting.add(definition.name)
+        try:
+            await self._start(definition)
+        finally:
+            self._starting.discard(definition.name)
+
+    async def _start(self, definition: ContainerDefinition) -> None:
         name = definition.name
         self._node.failpoints.reach("keeper.do")
         made = self._scene.containers[name]
@@ -332,6 +341,7 @@ class Containers:
 
     def forget(self) -> None:
         """Close what this agent holds of them; they run on."""
+        self._is_forgotten = True
         for keeper in self._keepers.values():
             keeper.close()
         for fence in self._fences:
@@ -344,35 +354,47 @@ class Containers:
 
     # What is asked of live containers -------------------------------------------------------
 
-    def _keeper(self, container: str | None) -> tuple[str, Keeper]:
-        """Of the named container, else of the first essential one; it must be running."""
+    async def _keeper(self, container: str | None) -> tuple[str, Keeper]:
+        """Of the named container, else of the first essential one; it must be running.
+
+        One whose keeper is not known yet is waited for: it may run, and its output may have been
+        read, before its start was heard of here, and before an agent has found what runs.
+        """
         definitions = self._scene.task.definition.container_definitions
         name = container or next((d.name for d in definitions if d.essential), definitions[0].name)
-        keeper = self._keepers.get(name)
-        if keeper is None:
-            raise InvalidParameterException(f"container {name} is not running")
+        while (keeper := self._keepers.get(name)) is None:
+            if self._is_forgotten or name not in {*self._starting, *self._record.live()}:
+                raise InvalidParameterException(f"container {name} is not running")
+            await trio.sleep(_PAUSE_S)
         return name, keeper
 
-    def signal(self, number: int, container: str | None) -> None:
+    async def signal(self, number: int, container: str | None) -> None:
         """To the container's first process. One that has just ended is no error."""
-        self._keeper(container)[1].signal(number)
+        _, keeper = await self._keeper(container)
+        keeper.signal(number)
 
     async def exec(
         self, request: ExecRequest, streams: Streams, started: Callable[[str], None] | None
     ) -> int:
-        target = self._target(self._keeper(request.container)[0])
-        return await execs.run(target, request, streams, self._execs, started)
+        name, _ = await self._keeper(request.container)
+        return await execs.run(self._target(name), request, streams, self._execs, started)
 
-    def resize(self, rows: int, cols: int, container: str | None, exec_id: str | None) -> None:
-        keeper = self._execs.get(exec_id) if exec_id else self._keeper(container)[1]
-        if keeper is None:
+    async def resize(
+        self, rows: int, cols: int, container: str | None, exec_id: str | None
+    ) -> None:
+        if exec_id is None:
+            _, keeper = await self._keeper(container)
+        elif exec_id in self._execs:
+            keeper = self._execs[exec_id]
+        else:
             raise InvalidParameterException(f"no exec {exec_id} is running")
         keeper.resize(rows, cols)
 
-    @contextlib.contextmanager
-    def root(self, container: str | None) -> Iterator[tuple[int, int]]:
+    @contextlib.asynccontextmanager
+    async def root(self, container: str | None) -> AsyncIterator[tuple[int, int]]:
         """The container's root as a descriptor, and the first id of its range."""
-        fd = self._keeper(container)[1].open_root()
+        _, keeper = await self._keeper(container)
+        fd = keeper.open_root()
         try:
             yield fd, self._scene.task.id_base
         finally:

@@ -5,15 +5,22 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
-from sandbox.agent import Agent
+from sandbox.agent import Agent, open_agent
 from sandbox.errors import InvalidParameterException, TaskFailed
+from sandbox.kernel.cgroups import Cgroup
 from sandbox.model.observed import ExecRequest
 from sandbox.model.request import Streams
 from sandbox.model.task import ContainerDefinition, KeyValuePair, RestartPolicy
+from sandbox.runtime import launch, recovery
+from sandbox.runtime.keeper import Keeper
+from sandbox.runtime.recovery import Found
+from sandbox.runtime.steps import Scene
 from tests.kernel.conftest import until
 from tests.kernel.tasks import (
     Collected,
@@ -299,3 +306,68 @@ async def test_after_a_restart_in_place_it_enters_the_new_start(
     await heard(agent, task, "up\nup\n")
     assert (await execute(agent, task, "true"))[0] == 0
     await killed(agent, task)
+
+
+@pytest.mark.parametrize("attempt", [0, 1])
+async def test_what_was_heard_can_be_entered_and_signalled(
+    agent: Agent, tiny: str, any_period: None, monkeypatch: pytest.MonkeyPatch, attempt: int
+) -> None:
+    """A program may write before its agent has read that it runs; here it always does."""
+    may_know, launched = trio.Event(), launch.start
+
+    async def launch_and_wait(
+        scene: Scene, wanted: ContainerDefinition, number: int, streams: Streams | None
+    ) -> Keeper:
+        keeper = await launched(scene, wanted, number, streams)
+        if number == attempt:
+            await may_know.wait()
+        return keeper
+
+    monkeypatch.setattr(launch, "start", launch_and_wait)
+    policy = RestartPolicy(enabled=True, restart_attempt_period=0)
+    script = "trap 'echo told' USR1; echo up; while :; do sleep 0.05; done"
+    task = await begin(agent, app(tiny, script, restart_policy=policy))
+    try:
+        await heard(agent, task, "up\n")
+        if attempt == 1:
+            await agent.tasks.kill(task, signal.SIGKILL)
+            await heard(agent, task, "up\nup\n")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(enter, agent, task)
+            nursery.start_soon(agent.tasks.kill, task, signal.SIGUSR1)
+            await trio.testing.wait_all_tasks_blocked()
+            may_know.set()
+    finally:
+        may_know.set()
+    await heard(agent, task, "told\n")
+    await killed(agent, task)
+
+
+async def enter(agent: Agent, task: str) -> None:
+    assert await execute(agent, task, "echo", "entered") == (0, "entered\n", "")
+
+
+async def test_the_next_agent_enters_what_it_has_not_found_yet(
+    state_dir: Path, tmp_path: Path, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have execs of the agent before to end first; here it looks late in any case."""
+    may_look, look = trio.Event(), recovery.look
+
+    async def look_late(
+        container_dir: Path, cgroup: Cgroup | None, fences: list[int]
+    ) -> Found | None:
+        await may_look.wait()
+        return await look(container_dir, cgroup, fences)
+
+    async with open_agent(state_dir, tmp_path / "run", resident=True) as agent:
+        task = await started(agent, app(tiny))
+    monkeypatch.setattr(recovery, "look", look_late)
+    async with open_agent(state_dir, tmp_path / "run", resident=True) as agent:
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(enter, agent, task)
+                await trio.testing.wait_all_tasks_blocked()
+                may_look.set()
+        finally:
+            may_look.set()
+        await killed(agent, task)
