@@ -6,7 +6,6 @@ They are given all that a definition may give: uid 0 and SYS_PTRACE, and a proce
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 from pathlib import Path
@@ -19,12 +18,11 @@ from sandbox.errors import SandboxError
 from sandbox.model.observed import ExecRequest
 from sandbox.model.request import Streams
 from sandbox.model.task import ContainerDefinition, KernelCapabilities, LinuxParameters
-from tests.conftest import ROOT
+from tests.conftest import IN_GUEST, ROOT
 from tests.kernel.conftest import finish
 from tests.kernel.probe_image import Images
 from tests.kernel.tasks import heard, started
 
-IN_GUEST = "SANDBOX_GUEST" in os.environ
 EXECS = 20 if IN_GUEST else 150
 GIVE_UP_MS = 1000
 

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import IN_GUEST
+
 ROOT = Path("/sys/fs/cgroup")
 CONTROLLERS = {"cpu", "io", "memory", "pids"}
-IN_GUEST = os.environ.get("SANDBOX_GUEST") == "1"
 
 
 def controllers_below_root() -> set[str]:

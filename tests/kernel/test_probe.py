@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from sandbox.kernel import mounts, probe
 from sandbox.kernel.cgroups import hierarchies
 from sandbox.kernel.probe import Finding, State
+from tests.conftest import IN_GUEST
 
 pytestmark = pytest.mark.guest
 
@@ -58,7 +58,7 @@ def test_layers_by_name_are_no_lack(findings: dict[str, Finding]) -> None:
     assert layers.why.endswith(f"layers by {given}")
 
 
-@pytest.mark.skipif(os.environ.get("SANDBOX_GUEST") == "1", reason="the guest's time is not real")
+@pytest.mark.skipif(IN_GUEST, reason="the guest's time is not real")
 def test_it_takes_less_than_a_second_and_writes_only_below_the_state_directory(
     tmp_path: Path,
 ) -> None:
