@@ -32,6 +32,7 @@ from sandbox.model.task import (
 )
 from sandbox.store import rows
 from sandbox.store.sqlite import SqliteStore
+from scripts import skopeo
 from scripts.make_image import ARCHITECTURE, Layer, LayerWriter, Layout
 from tests.conftest import Registry
 from tests.unit.images.http_server import Answer, Asked, Server, reply, serving
@@ -161,7 +162,7 @@ async def test_an_image_of_many_layers_unpacks_side_by_side(
 
 async def test_docker_schema_2_is_understood(world: World, registry: Registry, two: Two) -> None:
     target = f"{registry.address}/converted:v1"
-    skopeo("--format=v2s2", f"oci:{two.layout.directory}:latest", f"docker://{target}")
+    skopeo.copy(f"oci:{two.layout.directory}:latest", f"docker://{target}", "--format=v2s2")
     image = await world.images.ensure(target)
     assert list(image.diff_ids) == [layer.diff_id for layer in two.layers]
 
@@ -170,19 +171,13 @@ async def test_layouts_and_archives_give_the_same_image_as_a_registry(
     world: World, two: Two, tmp_path: Path
 ) -> None:
     archive = tmp_path / "saved.tar"
-    skopeo(f"oci:{two.layout.directory}:latest", f"docker-archive:{archive}:x/y:latest")
+    skopeo.copy(f"oci:{two.layout.directory}:latest", f"docker-archive:{archive}:x/y:latest")
     from_layout = await world.images.ensure(f"oci:{two.layout.directory}:latest")
     from_archive = await world.images.ensure(f"docker-archive:{archive}")
     assert from_layout.digest == two.digest
     assert from_archive.config == from_layout.config
     assert from_archive.diff_ids == from_layout.diff_ids
     assert from_layout.config.stop_signal == 3
-
-
-def skopeo(*arguments: str) -> None:
-    plain = ["--dest-tls-verify=false"] if arguments[-1].startswith("docker://") else []
-    command = ["skopeo", "--insecure-policy", "copy", "--quiet", *plain, *arguments]
-    subprocess.run(command, check=True)
 
 
 async def test_a_layout_is_read_anew_each_time(world: World, two: Two) -> None:
