@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trio
 
-from sandbox import Sandbox
+from sandbox import Sandbox, Task
 from sandbox.model.task import TaskView
 from scripts.benchmarks import leavings
 from scripts.benchmarks.crun import COMMAND, Crun
@@ -34,14 +34,15 @@ async def launch(sandbox: Sandbox, crun: Crun, image: str, pairs: int, warm: int
     theirs: list[float] = []
     stages: list[tuple[float, ...]] = []
     for number in range(warm + pairs):
-        took, view = await one_task(sandbox, image)
+        took, task = await one_task(sandbox, image)
+        await task.remove()
         await trio.sleep(PAUSE_S)
         other = await trio.to_thread.run_sync(crun.run, 1)
         await trio.sleep(PAUSE_S)
         if number >= warm:
             ours.append(took)
             theirs.append(other)
-            stages.append(stages_of(view))
+            stages.append(stages_of(task.view))
     ratio = statistics.median(ours) / statistics.median(theirs)
     by_stage = list(zip(*stages, strict=True))
     rows = [milliseconds("Sandbox, `run_task` to exit", ours)]
@@ -64,15 +65,14 @@ async def launch(sandbox: Sandbox, crun: Crun, image: str, pairs: int, warm: int
     )
 
 
-async def one_task(sandbox: Sandbox, image: str) -> tuple[float, TaskView]:
+async def one_task(sandbox: Sandbox, image: str) -> tuple[float, Task]:
     began = time.perf_counter()
     task = await sandbox.run_task(image=image, command=COMMAND)
     code = await task.wait()
     took = time.perf_counter() - began
     if code != 0:
         raise SystemExit(f"bench: a task failed: {task.stopped_reason}")
-    await task.remove()
-    return took, task.view
+    return took, task
 
 
 def stages_of(view: TaskView) -> tuple[float, ...]:
@@ -112,9 +112,10 @@ async def rate(sandbox: Sandbox, crun: Crun, image: str, rounds: int, state_dir:
     return Section(
         "Rate",
         f"{COUNT} launches of `{' '.join(COMMAND)}`, {WIDTH} at a time, in turns, {rounds} times "
-        "each; every one must exit with 0, or the run ends here. What the tasks could leave "
-        "behind is compared before and after: processes and descriptors of the agent, mounts, "
-        "cgroups, task directories."
+        "each; every one must exit with 0, or the run ends here. Records and logs, which crun does "
+        "not keep, are removed after each round. What the tasks could leave behind is compared "
+        "before and after: processes and descriptors of the agent, mounts, cgroups, task "
+        "directories."
         + (f" Left behind: {', '.join(left)}." if left else " Nothing was left behind."),
         ("", "launches a second, median", "each time"),
         [per_second("Sandbox", ours), per_second("crun", theirs)],
@@ -129,7 +130,8 @@ async def usual(sandbox: Sandbox, image: str, state_dir: Path) -> Counter[str]:
     """What an idle agent has at most: its pool of namespaces is not always equally full."""
     found = leavings.seen(state_dir)
     for _ in range(8):
-        await one_task(sandbox, image)
+        _, task = await one_task(sandbox, image)
+        await task.remove()
         await trio.sleep(0.5)
         found |= leavings.seen(state_dir)
     return found
@@ -137,16 +139,20 @@ async def usual(sandbox: Sandbox, image: str, state_dir: Path) -> Counter[str]:
 
 async def many_tasks(sandbox: Sandbox, image: str) -> float:
     room = trio.CapacityLimiter(WIDTH)
+    tasks: list[Task] = []
 
     async def one() -> None:
         async with room:
-            await one_task(sandbox, image)
+            tasks.append((await one_task(sandbox, image))[1])
 
     began = time.perf_counter()
     async with trio.open_nursery() as nursery:
         for _ in range(COUNT):
             nursery.start_soon(one)
-    return time.perf_counter() - began
+    took = time.perf_counter() - began
+    for task in tasks:
+        await task.remove()
+    return took
 
 
 def per_second(name: str, rates: Sequence[float]) -> tuple[str, ...]:
