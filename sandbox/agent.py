@@ -16,7 +16,7 @@ import fcntl
 import os
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,6 +30,7 @@ from sandbox.control.capacity import Capacity
 from sandbox.control.images import Images
 from sandbox.control.tasks import Tasks
 from sandbox.errors import AgentRunning, ConfigError, KernelError
+from sandbox.images.credentials import Credentials, DockerConfig
 from sandbox.images.image_store import ImageStore
 from sandbox.images.layers import LayerStore
 from sandbox.images.registry import RegistryClient
@@ -58,10 +59,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     region: str = "us-east-1"
     max_tasks: int = 2000
     host_free_memory_mib: int | None = None
+    memory_overcommit: float | None = None
+    cpu_overcommit: float | None = None
+    """How much of the host all tasks together may be promised: 1.0 is all of it once."""
     warm_slots: int = 16
     """How many user and network namespaces are kept ready."""
     insecure_registries: tuple[str, ...] = ()
     """Hosts that may be spoken to over plain http; loopback always may."""
+    docker_config: str | None = None
+    """A `config.json` as `docker login` writes it, read anew for each pull."""
     keep_blobs: bool = False
     """Keep layers also as they were transferred, to push images on unchanged."""
     stopped_tasks_kept_s: int = 3600
@@ -110,7 +116,12 @@ class Agent:
 
 
 def _capacity(config: Config) -> Capacity:
-    return Capacity(max_tasks=config.max_tasks, host_free_memory_mib=config.host_free_memory_mib)
+    return Capacity(
+        max_tasks=config.max_tasks,
+        host_free_memory_mib=config.host_free_memory_mib,
+        memory_overcommit=config.memory_overcommit,
+        cpu_overcommit=config.cpu_overcommit,
+    )
 
 
 @contextlib.asynccontextmanager
@@ -181,7 +192,12 @@ async def _node(
         registry = RegistryClient(insecure=config.insecure_registries)
         await stack.enter_async_context(registry)
         images = ImageStore(
-            state_dir / "images", store, layers, registry, keep_blobs=config.keep_blobs
+            state_dir / "images",
+            store,
+            layers,
+            registry,
+            keep_blobs=config.keep_blobs,
+            logins=_logins(config),
         )
         images.sweep()
         yield Node(
@@ -199,6 +215,13 @@ async def _node(
             may_raise_limits=_has_capability(_CAP_SYS_RESOURCE),
             failpoints=failpoints,
         )
+
+
+def _logins(config: Config) -> Callable[[str], Credentials | None] | None:
+    if config.docker_config is None:
+        return None
+    path = Path(config.docker_config)
+    return lambda domain: DockerConfig.load(path).for_host(domain)
 
 
 def _ranges_in_use(store: SqliteStore) -> set[int]:

@@ -5,7 +5,9 @@ RunTask never queues. Beyond what the operator set it answers with Fargate's own
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -25,22 +27,37 @@ _FRESH_S: Final = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Capacity:
-    """`host_free_memory_mib` must stay free for the host; None is max(512, 5 %)."""
+    """`host_free_memory_mib` must stay free for the host; None is max(512, 5 %).
+
+    `memory_overcommit` and `cpu_overcommit` bound the sum of all tasks' sizes, in hosts; None is no
+    bound.
+    """
 
     max_tasks: int = 2000
     host_free_memory_mib: int | None = None
+    memory_overcommit: float | None = None
+    cpu_overcommit: float | None = None
     memory: Memory = field(default_factory=lambda: Memory())
 
-    def check(self, definition: TaskDefinition, live: int) -> None:
-        """InvalidParameterException when the task cannot be taken now."""
-        if live >= self.max_tasks:
+    def check(self, definition: TaskDefinition, live: Collection[TaskDefinition]) -> None:
+        """InvalidParameterException when the task cannot be taken now, beside the `live` ones."""
+        if len(live) >= self.max_tasks or not self._has_memory():
             raise InvalidParameterException(UNAVAILABLE)
+        if self.memory_overcommit is not None:
+            promised_mib = sum(int(each.memory) for each in (*live, definition))
+            if promised_mib > self.memory_overcommit * self.memory.read()[0] / _MIB:
+                raise InvalidParameterException(UNAVAILABLE)
+        if self.cpu_overcommit is not None:
+            promised = sum(int(each.cpu) for each in (*live, definition))
+            if promised > self.cpu_overcommit * 1024 * (os.cpu_count() or 1):
+                raise InvalidParameterException(UNAVAILABLE)
+
+    def _has_memory(self) -> bool:
         total, available = self.memory.read()
         floor = self.host_free_memory_mib
         if floor is None:
             floor = max(512, total // _MIB // 20)
-        if available // _MIB < floor:
-            raise InvalidParameterException(UNAVAILABLE)
+        return available // _MIB >= floor
 
 
 class Memory:

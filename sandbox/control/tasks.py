@@ -100,7 +100,9 @@ class Tasks:
             remove=request.remove,
             started_by=request.started_by,
         )
-        handover = Handover(slot=slot, streams=streams or {}, progress=progress)
+        handover = Handover(
+            slot=slot, definition=definition, streams=streams or {}, progress=progress
+        )
         self._supervisors.hand_over(row.id, handover)
         self._node.failpoints.reach("accept.do")
         try:
@@ -124,7 +126,7 @@ class Tasks:
                 reference.parse(container.image)
             except SandboxError as error:
                 raise ClientException(str(error)) from None
-        self.capacity.check(definition, len(self._supervisors))
+        self.capacity.check(definition, self._supervisors.definitions())
         return definition, version
 
     async def stop(self, task: str, *, reason: str | None = None) -> TaskView:

@@ -26,7 +26,7 @@ from sandbox.errors import SandboxError, TaskFailed
 from sandbox.kernel.slots import Slot
 from sandbox.model import names
 from sandbox.model.request import Streams
-from sandbox.model.task import Status, StopCode, TaskDesired, TaskKnown
+from sandbox.model.task import Status, StopCode, TaskDefinition, TaskDesired, TaskKnown
 from sandbox.runtime import ordering, steps
 from sandbox.runtime.containers import Containers
 from sandbox.runtime.node import Node
@@ -45,6 +45,7 @@ class Handover(msgspec.Struct, kw_only=True):
     """What control gives to the supervisor of a task that it accepted, and no store can keep."""
 
     slot: Slot
+    definition: TaskDefinition
     streams: dict[str, Streams] = msgspec.field(default_factory=dict)
     progress: Callable[[str, int, int | None], None] | None = None
 
@@ -78,6 +79,10 @@ class Supervisor:
         self.containers = Containers(
             node, self.scene, self.record, handover.streams if handover else {}, self._change
         )
+
+    @property
+    def definition(self) -> TaskDefinition:
+        return self._desired.definition
 
     def want(self, desired: TaskDesired) -> None:
         """The desired row moved."""

@@ -10,6 +10,7 @@ the loss of the store ends the agent.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
 import msgspec
@@ -17,7 +18,7 @@ import trio
 
 from sandbox.errors import SandboxError, StoreError
 from sandbox.kernel.trees import remove_tree
-from sandbox.model.task import Status, TaskDesired, TaskKnown
+from sandbox.model.task import Status, TaskDefinition, TaskDesired, TaskKnown
 from sandbox.runtime.containers import close_streams
 from sandbox.runtime.node import Node
 from sandbox.runtime.supervisor import Handover, Supervisor
@@ -49,8 +50,10 @@ class Supervisors:
         """The supervisor of a task that is not STOPPED."""
         return self._live.get(task)
 
-    def __len__(self) -> int:
-        return len(self._live)
+    def definitions(self) -> Collection[TaskDefinition]:
+        """Of the tasks that are not STOPPED, and those that were accepted and have not begun."""
+        accepted = [handover.definition for handover in self._handovers.values()]
+        return [live.definition for live in self._live.values()] + accepted
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled; ready once everything from before was taken over."""
