@@ -101,11 +101,15 @@ class NetworkError(SandboxError):
 class TaskFailed(SandboxError):
     """A task ended before it ran. `cause` is the text that ECS would give as stoppedReason."""
 
-    def __init__(self, cause: str, exit_code: int | None = None) -> None:
+    def __init__(
+        self, cause: str, exit_code: int | None = None, *, container: str | None = None
+    ) -> None:
         super().__init__(cause)
         self.cause = cause
         self.exit_code = exit_code
         """126 (not executable) or 127 (not found) as a shell has them, when that was it."""
+        self.container = container
+        """Which one is to blame, when one of several is."""
 
 
 class ApiError(SandboxError):

@@ -11,7 +11,7 @@ import contextlib
 import heapq
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Final, Literal
 
 import msgspec
@@ -27,6 +27,7 @@ from sandbox.errors import (
     SandboxError,
 )
 from sandbox.images import reference
+from sandbox.kernel.slots import Slot
 from sandbox.model import fargate, names
 from sandbox.model.observed import ContainerStats, Event, ExecRequest, LogRecord, TaskStats
 from sandbox.model.request import RunRequest as RunRequest
@@ -56,12 +57,13 @@ Progress = Callable[[str, int, int | None], None]
 
 
 class Tasks:
-    """Built by `sandbox.agent`; holds no state but the store's."""
+    """Built by `sandbox.agent`; holds no state but the store's, and what is just being accepted."""
 
     def __init__(self, node: Node, supervisors: Supervisors, capacity: Capacity) -> None:
         self._node = node
         self._supervisors = supervisors
         self.capacity = capacity
+        self._accepting: list[TaskDefinition] = []
 
     # What is wanted -----------------------------------------------------------------------
 
@@ -81,7 +83,7 @@ class Tasks:
         """
         try:
             definition, version = self._accept(request)
-            slot = await self._node.slots.take()
+            slot = await self._take_slot(definition)
         except BaseException:
             for given in (streams or {}).values():
                 close_streams(given)
@@ -126,8 +128,16 @@ class Tasks:
                 reference.parse(container.image)
             except SandboxError as error:
                 raise ClientException(str(error)) from None
-        self.capacity.check(definition, self._supervisors.definitions())
+        self.capacity.check(definition, [*self._supervisors.definitions(), *self._accepting])
         return definition, version
+
+    async def _take_slot(self, definition: TaskDefinition) -> Slot:
+        """Meanwhile the task counts already: others ask for the same room."""
+        self._accepting.append(definition)
+        try:
+            return await self._node.slots.take()
+        finally:
+            self._accepting.remove(definition)
 
     async def stop(self, task: str, *, reason: str | None = None) -> TaskView:
         """Want the task stopped; returns at once. Stopping a stopped task changes nothing."""
@@ -174,12 +184,17 @@ class Tasks:
         if rows.desired(self._node.store, task) is not None:
             return task
         ids = rows.task_ids(self._node.store)
-        families = {
-            row.value.definition.family: row.value.id
-            for row in map(self._row, ids)
-            if row.value.definition.family == task
-        }
-        return names.match(task, ids, place=self._node.place, names=families)
+        return names.match(task, ids, place=self._node.place, named=self._named(task, ids))
+
+    def _named(self, name: str, ids: Iterable[str]) -> list[str]:
+        """The tasks of that name, those that have not stopped alone if there are any."""
+        found = [id for id in ids if self._row(id).value.definition.family == name]
+        live = [id for id in found if not self._has_stopped(id)]
+        return live or found
+
+    def _has_stopped(self, task: str) -> bool:
+        known = rows.known(self._node.store, task)
+        return known is not None and known.last_status is Status.STOPPED
 
     def _row(self, task: str) -> Versioned[TaskDesired]:
         row = rows.desired(self._node.store, task)

@@ -25,9 +25,10 @@ from __future__ import annotations
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+from weakref import WeakValueDictionary
 
 import msgspec
 import trio
@@ -63,6 +64,7 @@ Progress = Callable[[str, int, int | None], None]
 
 _NAMES, _MANIFESTS = "image/name/", "image/manifest/"
 _PARALLEL_LAYERS = 3
+"""Of one origin: a slow one keeps nobody else waiting."""
 _QUEUED_CHUNKS = 8
 _HANDOVER_S = 60.0
 _ID = re.compile(r"(?:sha256:)?([0-9a-f]{4,64})")
@@ -107,7 +109,7 @@ class ImageStore:
         self._held: Counter[str] = Counter()
         self._leaving: set[str] = set()
         self._handed_over: dict[str, float] = {}
-        self._lanes = trio.CapacityLimiter(_PARALLEL_LAYERS)
+        self._lanes: WeakValueDictionary[Hashable, trio.CapacityLimiter] = WeakValueDictionary()
 
     # Reading ---------------------------------------------------------------------------------
 
@@ -154,7 +156,7 @@ class ImageStore:
         is_local = not isinstance(name, Reference)
         image = None if pull == "always" else self._ready(name, wanted)
         if image is None and pull == "never":
-            raise ImageNotFound(f"{name}: no such image here, and it must not be pulled")
+            raise ImageError(f"{name} is not stored here, and must not be pulled")
         if image is None or (is_local and pull == "missing"):
             image = await self._pull(name, wanted, credentials, progress)
         self._handed_over[image.digest] = trio.current_time() + _HANDOVER_S
@@ -243,7 +245,9 @@ class ImageStore:
     ) -> None:
         async def work(tell: Report) -> None:
             if not self._layers.has(diff_id):
-                async with self._lanes:
+                lane = self._lanes.get(source.origin) or trio.CapacityLimiter(_PARALLEL_LAYERS)
+                self._lanes[source.origin] = lane
+                async with lane:
                     await self._unpack(source, diff_id, layer, tell)
 
         # More than once only if the flight that was joined was one that removed the layer.

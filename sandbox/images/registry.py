@@ -54,6 +54,9 @@ _MAX_TOKEN_BYTES = 1 << 20
 _MAX_MESSAGE_BYTES = 1 << 16
 _MAX_RETRY_AFTER_S = 60.0
 _MAX_CONNECTIONS = 16
+"""To one origin."""
+_MAX_ORIGINS = 32
+"""To which connections are kept when they are idle."""
 _READ_BYTES = 1 << 18
 """httpcore asks for 64 KiB at a time; the round through h11 costs more than the bytes."""
 _PROGRESS_BYTES = 1 << 20
@@ -108,14 +111,15 @@ class RegistryClient:
         self.retries = retries
         self._insecure = frozenset(insecure)
         self._ssl_context = ssl_context
-        self._transport: _Transport | None = None
+        self._transports: dict[tuple[str, str, int], _Transport] = {}
+        """One for each origin, the one used last at the end: a slow one keeps nobody waiting."""
 
     async def __aenter__(self) -> RegistryClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        transport, self._transport = self._transport, None
-        if transport is not None:
+        transports, self._transports = self._transports, {}
+        for transport in transports.values():
             await transport.aclose()
 
     def source(
@@ -130,9 +134,7 @@ class RegistryClient:
 
     async def send(self, request: httpx.Request) -> httpx.Response:
         """One request, one answer, with time-outs; the caller closes the answer."""
-        if self._transport is None:
-            # Made at the first pull: the certificates of the system take 20 ms to load.
-            self._transport = _Transport(self._ssl_context or ssl.create_default_context())
+        transport = await self._transport(_origin(request.url))
         timeouts = self.timeouts
         request.extensions["timeout"] = {
             "connect": timeouts.connect,
@@ -140,7 +142,19 @@ class RegistryClient:
             "write": timeouts.stall,
             "pool": timeouts.total,
         }
-        return await self._transport.handle_async_request(request)
+        return await transport.handle_async_request(request)
+
+    async def _transport(self, origin: tuple[str, str, int]) -> _Transport:
+        transport = self._transports.pop(origin, None)
+        if transport is None:
+            # At the first pull: the certificates of the system take 20 ms to load.
+            self._ssl_context = self._ssl_context or ssl.create_default_context()
+            transport = _Transport(self._ssl_context)
+        self._transports[origin] = transport
+        for other in list(self._transports)[:-_MAX_ORIGINS]:
+            if self._transports[other].is_idle():
+                await self._transports.pop(other).aclose()
+        return transport
 
 
 class RegistrySource:
@@ -412,6 +426,9 @@ class _Transport(httpx.AsyncHTTPTransport):
             keepalive_expiry=15.0,
             network_backend=_Backend(),
         )
+
+    def is_idle(self) -> bool:
+        return all(each.is_idle() or each.is_closed() for each in self._pool.connections)
 
 
 class _Backend(httpcore.AsyncNetworkBackend):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from sandbox.errors import InvalidParameterException, NotFound
@@ -125,18 +125,22 @@ def match(
     ids: Collection[str],
     *,
     place: Place | None = None,
-    names: Mapping[str, str] | None = None,
+    named: Collection[str] = (),
 ) -> str:
     """The one of `ids` that `reference` means: an id, an ARN, a name, or the beginning of one id.
 
-    `names` maps names to ids; a name wins over the beginning of an id. An ARN must be of `place`
-    when that is given; the form without a cluster and with a dashed id (2017's) is accepted too.
+    `named` are those whose name it is; a name wins over the beginning of an id. An ARN must be of
+    `place` when that is given; the form without a cluster and with a dashed id (2017's) is accepted
+    too.
     """
     wanted = _id_in_arn(reference, place) if reference.startswith("arn:") else reference
     if wanted in ids:
         return wanted
-    if wanted == reference and names and names.get(reference) in ids:
-        return names[reference]
+    if len(named) == 1:
+        return next(iter(named))
+    if named:
+        shown = ", ".join(known[:12] for known in sorted(named)[:3])
+        raise InvalidParameterException(f"{len(named)} tasks are called {reference}: {shown}")
     found = sorted(known for known in ids if wanted and known.startswith(wanted))
     if not found or wanted != reference:
         raise NotFound(TASK_NOT_FOUND)

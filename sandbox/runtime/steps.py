@@ -231,21 +231,22 @@ async def _pull_images(scene: Scene) -> None:
 
 async def _pull(scene: Scene, definition: ContainerDefinition) -> None:
     task = scene.task
-    image = await _ensure(scene, definition.image)
+    image = await _ensure(scene, definition)
     arguments(definition, image.config)  # nothing to run is told before anything else is made
     limits = choose_limits(definition.ulimits, may_raise=scene.node.may_raise_limits)
     scene.containers[definition.name] = ContainerScene(image=image, limits=limits)
     scene.node.log.debug("image ready", task=task.id, image=image.digest)
 
 
-async def _ensure(scene: Scene, text: str) -> Image:
-    wanted = reference.parse(text)
+async def _ensure(scene: Scene, definition: ContainerDefinition) -> Image:
+    wanted = reference.parse(definition.image)
     try:
         return await scene.node.images.ensure(
             wanted, pull=scene.task.pull, platform=scene.task.platform, progress=scene.progress
         )
     except SandboxError as error:
-        raise TaskFailed(pull_failure_text(error, wanted)) from error
+        text = pull_failure_text(error, wanted)
+        raise TaskFailed(text, container=definition.name) from error
 
 
 async def _nothing(scene: Scene) -> None:

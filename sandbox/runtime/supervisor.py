@@ -115,8 +115,16 @@ class Supervisor:
         except* SandboxError as group:
             if self.record.known.last_status >= Status.RUNNING:
                 raise  # it runs: looking after it is tried again
-            causes.append(_startup_failure(_first(group)))
+            causes.append(self._startup_failure(_first(group)))
         return causes[0]
+
+    def _startup_failure(self, error: SandboxError) -> EndCause:
+        if not isinstance(error, TaskFailed):
+            text = f"ResourceInitializationError: {error}"
+            return EndCause(StopCode.TASK_FAILED_TO_START, text)
+        if error.container is not None:
+            self.record.note(error.container, reason=error.cause)
+        return EndCause(StopCode.TASK_FAILED_TO_START, error.cause)
 
     # Begin ----------------------------------------------------------------------------------
 
@@ -124,22 +132,26 @@ class Supervisor:
         self.record.save(raised_event=True)
         with trio.CancelScope() as self._preparing:
             if self._is_wanted:
-                async with self._node.lane:
-                    await self._prepare()
+                await self._prepare()
         self._preparing = None
         return await self._tend()
 
     async def _prepare(self) -> None:
-        await steps.perform(self.scene, steps.CONNECT)
+        async with self._node.lane:
+            await steps.perform(self.scene, steps.CONNECT)
         now = time.time()
         self.record.save_event(
             2, last_status=Status.PENDING, connectivity_at=now, pull_started_at=now
         )
-        await steps.perform(self.scene, steps.PULL)
+        await steps.perform(self.scene, steps.PULL)  # others need not wait for a slow registry
         for name, made in self.scene.containers.items():
             runtime_id = names.runtime_id(self._desired.id, name)
             self.record.note(name, image_digest=made.image.digest, runtime_id=runtime_id)
         self.record.change(pull_stopped_at=time.time())
+        async with self._node.lane:
+            await self._make_roots()
+
+    async def _make_roots(self) -> None:
         with trio.CancelScope(shield=True):
             await steps.perform(self.scene, steps.PIDS + steps.ROOTS)
 
@@ -222,16 +234,16 @@ class Supervisor:
     # End ------------------------------------------------------------------------------------
 
     async def _end(self, cause: EndCause) -> None:
-        known = self.record.known
-        going_down = Status.DEACTIVATING if known.started_at else Status.STOPPING
         self.record.save_event(
             4,
-            last_status=max(known.last_status, going_down),
             stop_code=cause.code,
             stopped_reason=cause.reason,
-            stopping_at=known.stopping_at or time.time(),
+            stopping_at=self.record.known.stopping_at or time.time(),
         )
-        await self._stop_containers()
+        if self.record.live():
+            self._go_on_to(Status.DEACTIVATING)  # nothing is registered anywhere yet
+            self._go_on_to(Status.STOPPING)
+            await self._stop_containers()
         self.record.note_never_started()
         self.record.save_event(5, last_status=Status.DEPROVISIONING)
         # Nothing that is undone is the keepers': they write and sync what is left of the logs.
@@ -240,10 +252,13 @@ class Supervisor:
             await steps.undo(self.scene, steps.EVERYTHING)
         await self._finish(is_undone=True)
 
+    def _go_on_to(self, status: Status) -> None:
+        """A step that raises no event; a supervisor that takes over finds it done already."""
+        if self.record.known.last_status < status:
+            self.record.save(last_status=status)
+
     async def _stop_containers(self) -> None:
         """In the reverse of their order; each when nothing that waited for it runs any more."""
-        if not self.record.live():
-            return
         told: set[str] = set()
         async with trio.open_nursery() as nursery:
             while live := self.record.live():
@@ -282,11 +297,6 @@ class Supervisor:
             await self.record.settle()
         if is_undone:
             self._node.ranges.release(self._desired.id_base)
-
-
-def _startup_failure(error: SandboxError) -> EndCause:
-    text = error.cause if isinstance(error, TaskFailed) else f"ResourceInitializationError: {error}"
-    return EndCause(StopCode.TASK_FAILED_TO_START, text)
 
 
 def _first(group: BaseExceptionGroup[SandboxError]) -> SandboxError:

@@ -39,10 +39,13 @@ class Supervisors:
         """Before the desired row is written; `take_back` when writing it failed."""
         self._handovers[task] = handover
 
-    def take_back(self, task: str) -> None:
+    def take_back(self, task: str, *, is_written: bool = False) -> None:
+        """Without a row nobody else would give the id range back."""
         handover = self._handovers.pop(task, None)
         if handover is not None:
             handover.slot.close()
+            if not is_written:
+                self._node.ranges.release(handover.slot.id_base)
             for streams in handover.streams.values():
                 close_streams(streams)
 
@@ -67,7 +70,7 @@ class Supervisors:
                         self._desire(msgspec.json.decode(change.value, type=TaskDesired))
         finally:
             for task in list(self._handovers):  # accepted, and left to the next agent to undo
-                self.take_back(task)
+                self.take_back(task, is_written=True)
 
     def _desire(self, desired: TaskDesired) -> None:
         supervisor = self._live.get(desired.id)

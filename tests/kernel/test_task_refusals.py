@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from sandbox.agent import Agent
+from sandbox.control.capacity import UNAVAILABLE, Capacity
 from sandbox.control.tasks import RunRequest
 from sandbox.errors import ClientException, InvalidParameterException, SandboxError
 from sandbox.model.task import (
@@ -20,9 +22,9 @@ from sandbox.model.task import (
     Volume,
 )
 from scripts.make_image import LayerWriter
-from tests.kernel.conftest import definition
+from tests.kernel.conftest import definition, finish
 from tests.kernel.probe_image import Images
-from tests.kernel.tasks import container, to_the_end
+from tests.kernel.tasks import STAYS, begin, container, stopped, to_the_end
 
 IMAGE = "127.0.0.1:1/image"
 
@@ -206,3 +208,71 @@ async def test_one_failure_does_not_touch_another_task(agent: Agent, tiny: str) 
     )
     assert outcome.stdout == "fine\n"
     assert [c.exit_code for c in outcome.view.known.containers] == [0, 127]
+
+
+async def test_the_container_whose_image_cannot_be_had_says_so_itself(
+    agent: Agent, tiny: str
+) -> None:
+    good, bad = container(tiny, "good", "true"), one(name="bad")
+    outcome = await to_the_end(agent, good, bad)
+    known = {each.name: each for each in outcome.view.known.containers}
+    assert known["bad"].reason == outcome.view.known.stopped_reason
+    assert known["good"].reason is None
+
+
+async def test_what_must_not_be_pulled_is_not_said_to_have_been_tried(agent: Agent) -> None:
+    request = RunRequest(definition=definition(one()), pull="never")
+    task = (await agent.tasks.run(request)).id
+    outcome = await finish(agent, task)
+    assert outcome.view.known.stopped_reason == (
+        f"CannotPullContainerError: {IMAGE}:latest is not stored here, and must not be pulled"
+    )
+
+
+async def test_slow_registries_hold_up_nobody_but_those_who_wait_for_them(
+    agent: Agent, tiny: str
+) -> None:
+    silent = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = silent[0].socket.getsockname()[1]
+    waiting = [
+        await begin(agent, container(f"127.0.0.1:{port}/image:{n}", "app", "true"))
+        for n in range(20)
+    ]
+    with trio.fail_after(15):
+        outcome = await to_the_end(agent, container(tiny, "app", "true"))
+    assert outcome.container.exit_code == 0
+    for task in waiting:
+        await agent.tasks.stop(task)
+    for task in waiting:
+        await finish(agent, task)
+    await silent[0].aclose()
+
+
+async def test_a_most_of_tasks_holds_for_many_who_ask_at_once(agent: Agent, tiny: str) -> None:
+    agent.tasks.capacity = Capacity(max_tasks=3)
+    tasks: list[str] = []
+    refused: list[str] = []
+
+    async def ask() -> None:
+        try:
+            tasks.append(await begin(agent, container(tiny, "app", STAYS)))
+        except InvalidParameterException as error:
+            refused.append(str(error))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(12):
+            nursery.start_soon(ask)
+    assert (len(tasks), set(refused)) == (3, {UNAVAILABLE})
+    for task in tasks:
+        await stopped(agent, task)
+
+
+async def test_a_name_means_the_task_that_lives(agent: Agent, tiny: str) -> None:
+    before = [await begin(agent, container(tiny, "app", "true"), family="web") for _ in range(2)]
+    for task in before:
+        await finish(agent, task)
+    with pytest.raises(InvalidParameterException, match="2 tasks are called web: "):
+        agent.tasks.find("web")
+    live = await begin(agent, container(tiny, "app", STAYS), family="web")
+    assert agent.tasks.find("web") == live
+    await stopped(agent, live)

@@ -119,9 +119,16 @@ def test_an_ambiguous_beginning_shows_what_it_could_mean() -> None:
 
 def test_a_name_is_preferred_to_the_beginning_of_an_id_and_an_id_to_a_name() -> None:
     one, two = "ab" + "0" * 30, "cd" + "0" * 30
-    assert names.match("ab", {one, two}, names={"ab": two}) == two
-    assert names.match(one, {one, two}, names={one: two}) == one
-    assert names.match("ab", {one}, names={"ab": two}) == one
+    assert names.match("ab", {one, two}, named=[two]) == two
+    assert names.match(one, {one, two}, named=[two]) == one
+    assert names.match("ab", {one}, named=[]) == one
+
+
+def test_a_name_of_several_tasks_shows_which() -> None:
+    one, two = "ab" + "0" * 30, "cd" + "0" * 30
+    text = r"^2 tasks are called web: ab0000000000, cd0000000000$"
+    with pytest.raises(InvalidParameterException, match=text):
+        names.match("web", {one, two}, named=[two, one])
 
 
 @pytest.mark.parametrize(
