@@ -22,8 +22,6 @@ TASK_NOT_FOUND = "The referenced task was not found."
 """ECS's text."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,255}")
-_TASK_ID = re.compile(r"[0-9a-f]{32}")
-_INSTANCE_ID = re.compile(r"[0-9a-f]{4}")
 _ARN = re.compile(r"arn:([^:]+):([^:]+):([^:]*):([^:]*):(.+)", re.DOTALL)
 
 # What has the grammar of a container name and is taken where the container's entry goes. A trailing
@@ -48,19 +46,11 @@ def task_id(random: bytes) -> str:
     return random.hex()
 
 
-def is_task_id(text: str) -> bool:
-    return _TASK_ID.fullmatch(text) is not None
-
-
 def instance_id(random: bytes) -> str:
     """An agent's id from 2 random bytes."""
     if len(random) != 2:
         raise ValueError(f"an instance id is made of 2 bytes, not {len(random)}")
     return random.hex()
-
-
-def is_instance_id(text: str) -> bool:
-    return _INSTANCE_ID.fullmatch(text) is not None
 
 
 def runtime_id(task: str, container: str) -> str:
@@ -175,11 +165,6 @@ def _id_in_arn(text: str, place: Place | None) -> str:
 # Kernel objects ------------------------------------------------------------------------------
 
 
-def root_cgroup(instance: str) -> str:
-    """Directly below a hierarchy's mount, for an agent that was not delegated a place."""
-    return f"sandbox-{instance}"
-
-
 def task_cgroup(task: str) -> str:
     return f"task-{task}"
 
@@ -214,11 +199,6 @@ def link(instance: str, eni: str) -> str:
 
 def uplink(instance: str, number: int) -> str:
     return f"sb{instance}u{number}"
-
-
-def uplink_match(instance: str) -> str:
-    """What iptables' -i and -o take for every uplink of the instance."""
-    return f"sb{instance}u+"
 
 
 def is_link(instance: str, name: str) -> bool:
