@@ -6,10 +6,8 @@ import gzip
 import hashlib
 import os
 import re
-import shutil
 import stat
 import subprocess
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -699,28 +697,3 @@ def test_the_unpacker_refuses_arguments_that_would_be_dangerous(
     command = ["sh", "-c", 'd=$1; shift; exec "$@" 3<"$d" 4>&1', "sh", str(tmp_path), str(unpacker)]
     done = subprocess.run([*command, *arguments], capture_output=True, check=False)
     assert done.returncode == 1 and done.stdout.startswith(b"E")
-
-
-# -------------------------------------------------------------------- speed
-
-
-@pytest.mark.skipif(not os.environ.get("SANDBOX_BENCH"), reason="a measurement, not a test")
-async def test_unpacking_takes_about_as_long_as_gnu_tar(store: LayerStore, tmp_path: Path) -> None:
-    archive = tmp_path / "archive"
-    gnu_tar("-C", "/usr", "-cf", archive, "share/doc", "lib/python3")
-    diff_id = diff_id_of(archive.read_bytes())
-    for _ in range(5):
-        os.sync()
-        began = time.perf_counter()
-        expected = tmp_path / "expected"
-        expected.mkdir()
-        gnu_tar("-C", expected, "-xpf", archive)
-        subprocess.run(["sync", "-f", expected], check=True)
-        tar_s = time.perf_counter() - began
-        shutil.rmtree(expected)
-        os.sync()
-        began = time.perf_counter()
-        await store.add(archive, media_type=PLAIN, diff_id=diff_id)
-        own_s = time.perf_counter() - began
-        store.remove(diff_id)
-        print(f"GNU tar {tar_s:.2f} s, unpack {own_s:.2f} s, ratio {own_s / tar_s:.2f}")
