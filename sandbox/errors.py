@@ -72,6 +72,9 @@ class Conflict(StoreError):
 class RegistryError(SandboxError):
     """A registry refused, broke off or answered nonsense. `status` is HTTP's, if there was one."""
 
+    scheme = "https"
+    """What was spoken with it; `http` where that was allowed."""
+
     def __init__(self, reference: str, message: str, status: int | None = None) -> None:
         super().__init__(reference, message, status)
         self.reference = reference

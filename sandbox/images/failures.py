@@ -12,7 +12,7 @@ import errno
 
 from sandbox.errors import ImageNotFound, KernelError, RegistryError, SandboxError
 from sandbox.images.answers import phrase
-from sandbox.images.reference import AnyReference, Reference, is_loopback
+from sandbox.images.reference import AnyReference, Reference
 
 _RESOLVE = "CannotPullContainerError: pull image manifest has been retried 1 time(s)"
 _COPY = "CannotPullContainerError: ref pull has been retried 5 time(s)"
@@ -42,10 +42,10 @@ def _text(error: SandboxError, reference: AnyReference) -> str:
         case RegistryError(status=401):
             return f"{resolve}: {_DENIED}"
         case RegistryError(status=int() as status) if isinstance(reference, Reference):
-            said = f"{status} {phrase(status)}"
-            return f"{resolve}: unexpected status from HEAD request to {_url(reference)}: {said}"
+            said = f"{_url(error, reference)}: {status} {phrase(status)}"
+            return f"{resolve}: unexpected status from HEAD request to {said}"
         case RegistryError(message=message) if isinstance(reference, Reference):
-            return f'{resolve}: failed to do request: Head "{_url(reference)}": {message}'
+            return f'{resolve}: failed to do request: Head "{_url(error, reference)}": {message}'
         case KernelError(errno=errno.ENOSPC):
             return f"{_COPY}: failed to extract layer: no space left on device"
         case KernelError():
@@ -54,6 +54,5 @@ def _text(error: SandboxError, reference: AnyReference) -> str:
             return f"CannotPullContainerError: {error}"
 
 
-def _url(reference: Reference) -> str:
-    scheme = "http" if is_loopback(reference.host) else "https"
-    return f"{scheme}://{reference.host}/v2/{reference.path}/manifests/{reference.target}"
+def _url(error: RegistryError, reference: Reference) -> str:
+    return f"{error.scheme}://{reference.host}/v2/{reference.path}/manifests/{reference.target}"

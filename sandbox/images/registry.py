@@ -356,7 +356,9 @@ class RegistrySource:
         return bytes(body)
 
     def error(self, message: str, status: int | None = None) -> RegistryError:
-        return RegistryError(str(self._reference), message, status)
+        error = RegistryError(str(self._reference), message, status)
+        error.scheme = self._base.scheme
+        return error
 
 
 class _Transfer:

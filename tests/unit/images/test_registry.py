@@ -126,6 +126,17 @@ async def test_a_registry_that_is_not_there_is_told_with_the_systems_words(
     )
 
 
+async def test_a_failure_names_the_scheme_that_was_spoken() -> None:
+    reference = parse_name("0.0.0.0:1/x")
+    for insecure, scheme in (((), "https"), (("0.0.0.0",), "http")):
+        async with RegistryClient(insecure=insecure, retries=FAST) as client:
+            with pytest.raises(RegistryError) as raised:
+                await client.source(reference).root()
+        assert f'Head "{scheme}://0.0.0.0:1/v2/x/manifests/latest"' in (
+            pull_failure_text(raised.value, reference)
+        )
+
+
 async def test_silence_ends_in_a_time_out(client: RegistryClient) -> None:
     async def silent(_: trio.SocketStream) -> None:
         await trio.sleep_forever()
