@@ -191,7 +191,10 @@ class SqliteStore:
         changes = self._reader.page(cursor, newest, within, _PAGE)
         # Looked at after the read: a compaction raises its floor before it deletes.
         if cursor < (self._log.floor, LAST_KEY):
-            raise StoreError(f"what followed revision {cursor[0]} was compacted: list again")
+            raise StoreError(
+                f"what followed revision {cursor[0]} is forgotten: the oldest that can be asked"
+                f" after is {self._log.floor}"
+            )
         if len(changes) < _PAGE:
             return changes, (newest, LAST_KEY)
         return changes, (changes[-1].rev, changes[-1].key)
