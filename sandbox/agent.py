@@ -18,7 +18,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 import trio
@@ -39,6 +39,7 @@ from sandbox.kernel.cgroups import CgroupTree
 from sandbox.kernel.idranges import IdRanges
 from sandbox.kernel.slots import SlotPool
 from sandbox.model import names
+from sandbox.model.fargate import Era
 from sandbox.model.names import Place
 from sandbox.model.task import Status, StopCode
 from sandbox.network.eni import Interfaces
@@ -52,33 +53,42 @@ _CAP_SYS_RESOURCE: Final = 24
 LOST_REASON: Final = "the state directory was copied or restored: the task ran elsewhere"
 
 
-class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """/etc/sandbox/agent.toml, or the keyword arguments of `open_sandbox`."""
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+_Factor = Annotated[float, msgspec.Meta(gt=0)]
 
-    account_id: str = "123456789012"
-    region: str = "us-east-1"
-    max_tasks: int = 2000
-    host_free_memory_mib: int | None = None
-    memory_overcommit: float | None = None
-    cpu_overcommit: float | None = None
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """/etc/sandbox/agent.toml, or the keyword arguments of `open_sandbox`: docs/guide/agent.md."""
+
+    account_id: Annotated[str, msgspec.Meta(pattern=r"\A[0-9]{12}\Z")] = "123456789012"
+    region: Annotated[str, msgspec.Meta(pattern=r"\A[a-z]+(-[a-z0-9]+)+\Z")] = "us-east-1"
+    era: Literal["current", "2017"] = "current"
+    """Whose rules a task definition is held to: Fargate's of today, or those of its launch."""
+    max_tasks: _Count = 2000
+    host_free_memory_mib: _Count | None = None
+    memory_overcommit: _Factor | None = None
+    cpu_overcommit: _Factor | None = None
     """How much of the host all tasks together may be promised: 1.0 is all of it once."""
-    warm_slots: int = 16
+    warm_slots: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 16
     """How many user and network namespaces are kept ready."""
-    insecure_registries: tuple[str, ...] = ()
+    insecure_registries: tuple[Annotated[str, msgspec.Meta(min_length=1)], ...] = ()
     """Hosts that may be spoken to over plain http; loopback always may."""
-    docker_config: str | None = None
+    docker_config: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     """A `config.json` as `docker login` writes it, read anew for each pull."""
     keep_blobs: bool = False
     """Keep layers also as they were transferred, to push images on unchanged."""
-    stopped_tasks_kept_s: int = 3600
-    stopped_tasks_kept: int = 1000
+    stopped_tasks_kept_s: _Count = 3600
+    stopped_tasks_kept: _Count = 1000
 
 
 def read_config(settings: Mapping[str, Any]) -> Config:
+    """ConfigError, with the key first, for what is no setting or no value for it."""
     try:
         return msgspec.convert(dict(settings), Config)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"configuration: {error}") from None
+        what, _, where = f"{error}".partition(" - at `$.")
+        key = f"{where.removesuffix('`')}: " if where else ""
+        raise ConfigError(f"configuration: {key}{what[:1].lower()}{what[1:]}") from None
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,13 +116,18 @@ class Agent:
         self.presence = presence
         self.supervisors = supervisors
         self.config = config
-        self.tasks = Tasks(node, supervisors, _capacity(config))
+        self.tasks = Tasks(node, supervisors, _capacity(config), era=_era(config))
         self.images = Images(node.images, node.store)
 
     def reload(self, settings: Mapping[str, Any]) -> None:
-        """Take over the settings that a running agent can change: its limits and retention."""
+        """Take over what a running agent can change: its limits, its era and retention."""
         self.config = read_config(settings)
         self.tasks.capacity = _capacity(self.config)
+        self.tasks.era = _era(self.config)
+
+
+def _era(config: Config) -> Era | None:
+    return None if config.era == "current" else config.era
 
 
 def _capacity(config: Config) -> Capacity:

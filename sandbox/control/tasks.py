@@ -59,11 +59,19 @@ Progress = Callable[[str, int, int | None], None]
 class Tasks:
     """Built by `sandbox.agent`; holds no state but the store's, and what is just being accepted."""
 
-    def __init__(self, node: Node, supervisors: Supervisors, capacity: Capacity) -> None:
+    def __init__(
+        self,
+        node: Node,
+        supervisors: Supervisors,
+        capacity: Capacity,
+        *,
+        era: fargate.Era | None = None,
+    ) -> None:
         self._node = node
         self._supervisors = supervisors
         self.capacity = capacity
         self._accepting: list[TaskDefinition] = []
+        self.era = era
 
     # What is wanted -----------------------------------------------------------------------
 
@@ -122,7 +130,7 @@ class Tasks:
 
     def _accept(self, request: RunRequest) -> tuple[TaskDefinition, str]:
         version = fargate.resolve_platform_version(request.platform_version)
-        definition = fargate.accept(request.definition, version)
+        definition = fargate.accept(request.definition, version, self.era)
         for container in definition.container_definitions:
             try:
                 reference.parse(container.image)

@@ -66,7 +66,7 @@ async def end_all(agent: Agent) -> None:
 @pytest.fixture
 def any_period(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is refused: ECS's least periods would make some tests last for minutes."""
-    monkeypatch.setattr(fargate, "accept", lambda definition, version: definition)
+    monkeypatch.setattr(fargate, "accept", lambda definition, version, era: definition)
 
 
 @dataclass(frozen=True)

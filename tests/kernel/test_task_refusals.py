@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import trio
 
-from sandbox.agent import Agent
 from sandbox.control.capacity import UNAVAILABLE, Capacity
+from sandbox.agent import Agent, open_agent
 from sandbox.control.tasks import RunRequest
 from sandbox.errors import ClientException, InvalidParameterException, SandboxError
 from sandbox.model.task import (
@@ -276,3 +276,16 @@ async def test_a_name_means_the_task_that_lives(agent: Agent, tiny: str) -> None
     live = await begin(agent, container(tiny, "app", STAYS), family="web")
     assert agent.tasks.find("web") == live
     await stopped(agent, live)
+
+
+async def test_an_agent_of_2017_refuses_what_came_later_in_the_words_of_then(
+    state_dir: Path, tmp_path: Path
+) -> None:
+    larger = RunRequest(definition=definition(one(), cpu="8192", memory="16384"))
+    async with open_agent(state_dir, tmp_path / "run", {"warm_slots": 1, "era": "2017"}) as agent:
+        with pytest.raises(ClientException) as refused:
+            await agent.tasks.run(larger)
+        assert str(refused.value) == "No Fargate configuration exists for given values."
+        agent.reload({"warm_slots": 1, "max_tasks": 0})
+        with pytest.raises(InvalidParameterException, match="Capacity is unavailable"):
+            await agent.tasks.run(larger)

@@ -1,0 +1,48 @@
+"""The agent's configuration: what it refuses, and in which words."""
+
+from __future__ import annotations
+
+import pytest
+
+from sandbox.agent import Config, read_config
+from sandbox.errors import ConfigError
+
+REFUSED = [
+    ({"max_tasks": -1}, "max_tasks: expected `int` >= 0"),
+    ({"max_tasks": "many"}, "max_tasks: expected `int`, got `str`"),
+    ({"warm_slots": -3}, "warm_slots: expected `int` >= 0"),
+    ({"warm_slots": 10**9}, "warm_slots: expected `int` <= 1024"),
+    ({"region": ""}, "region: expected `str` matching regex"),
+    ({"region": "us-east-1\n"}, "region: expected `str` matching regex"),
+    ({"account_id": "x"}, "account_id: expected `str` matching regex"),
+    ({"account_id": 123456789012}, "account_id: expected `str`, got `int`"),
+    ({"host_free_memory_mib": -1}, "host_free_memory_mib: expected `int` >= 0"),
+    ({"memory_overcommit": 0}, "memory_overcommit: expected `float` > 0"),
+    ({"cpu_overcommit": -1.5}, "cpu_overcommit: expected `float` > 0"),
+    ({"stopped_tasks_kept": -1}, "stopped_tasks_kept: expected `int` >= 0"),
+    ({"stopped_tasks_kept_s": -1}, "stopped_tasks_kept_s: expected `int` >= 0"),
+    ({"insecure_registries": ["a", ""]}, "insecure_registries[1]: expected `str` of length >= 1"),
+    ({"docker_config": ""}, "docker_config: expected `str` of length >= 1"),
+    ({"era": "2018"}, "era: invalid enum value '2018'"),
+    ({"max_task": 1}, "object contains unknown field `max_task`"),
+]
+
+
+@pytest.mark.parametrize(("settings", "text"), REFUSED)
+def test_nonsense_is_refused_with_its_key_in_one_line(
+    settings: dict[str, object], text: str
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        read_config(settings)
+    assert str(raised.value).startswith(f"configuration: {text}")
+    assert "\n" not in str(raised.value)
+
+
+def test_what_is_sensible_is_taken() -> None:
+    assert read_config({}) == Config()
+    for settings in (
+        {"max_tasks": 0, "warm_slots": 0, "stopped_tasks_kept": 0, "stopped_tasks_kept_s": 0},
+        {"region": "us-gov-west-1", "account_id": "000000000000", "memory_overcommit": 2},
+        {"era": "2017", "insecure_registries": ["registry.local:5000"]},
+    ):
+        assert read_config(settings) != Config()
