@@ -145,6 +145,22 @@ static int able(size_t which) {
     return succeeded;
 }
 
+/* SIGSTOP may come after the execve: then it is the task's own program that was stopped. */
+static void stop_keeper(int pid) {
+    char path[32], text[128] = "";
+    snprintf(path, sizeof path, "/proc/%d/stat", pid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    char *name = read(fd, text, sizeof text - 1) > 0 ? strrchr(text, ')') : NULL;
+    close(fd);
+    int is_stopped = name && name[1] && name[2] == 'T';
+    if (is_stopped && !is_keeper(pid))
+        kill(pid, SIGCONT);
+    else if (!is_stopped && is_keeper(pid))
+        seen += kill(pid, SIGSTOP) == 0;
+}
+
 /* The last pid that was given in this pid namespace. */
 static int newest(int loadavg) {
     char text[128] = "";
@@ -170,11 +186,9 @@ int main(int argc, char **argv) {
     while (!done) {
         int last = newest(loadavg); /* may be given and not yet to be found: look again */
         for (int pid = last > 8 ? last - 8 : 2; pid <= last; pid++) {
-            if (!is_keeper(pid))
-                continue;
             if (stop)
-                seen += kill(pid, SIGSTOP) == 0;
-            else
+                stop_keeper(pid);
+            else if (is_keeper(pid))
                 reach_into(pid);
         }
     }
