@@ -357,16 +357,24 @@ class Containers:
     async def _keeper(self, container: str | None) -> tuple[str, Keeper]:
         """Of the named container, else of the first essential one; it must be running.
 
-        One whose keeper is not known yet is waited for: it may run, and its output may have been
-        read, before its start was heard of here, and before an agent has found what runs.
+        One that may run with no keeper known is waited for. Between its end and its next start a
+        container is not running, whatever the task is called: a signal is not for the next start.
         """
         definitions = self._scene.task.definition.container_definitions
         name = container or next((d.name for d in definitions if d.essential), definitions[0].name)
         while (keeper := self._keepers.get(name)) is None:
-            if self._is_forgotten or name not in {*self._starting, *self._record.live()}:
+            if self._is_forgotten or not self._may_run(name):
                 raise InvalidParameterException(f"container {name} is not running")
             await trio.sleep(_PAUSE_S)
         return name, keeper
+
+    def _may_run(self, name: str) -> bool:
+        """With no keeper known: a program writes before its start is heard of here, and after an
+        agent that died what runs is found one by one."""
+        known = self._record.known.containers
+        return name in self._starting or any(
+            c.name == name and c.last_status == "RUNNING" for c in known
+        )
 
     async def signal(self, number: int, container: str | None) -> None:
         """To the container's first process. One that has just ended is no error."""

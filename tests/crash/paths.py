@@ -31,6 +31,7 @@ from sandbox.model.task import (
     TaskView,
     Volume,
 )
+from sandbox.runtime.keeper import read_exit
 
 LINES = "".join(f"line {n}\n" for n in range(50))
 COUNT = "n=0; while [ $n -lt 50 ]; do echo line $n; n=$((n+1)); done; sleep 0.1; echo end; exit 7"
@@ -123,13 +124,14 @@ async def let_it_restart(agent: Agent, task: str) -> None:
     await until_running(agent, task)
     await _until_written(agent, task, "run 1")
     supervisor = agent.supervisors.get(task)
-    second = agent.node.container_dir(task, "app") / "run.1"
-    if supervisor is not None and not second.exists():
+    first = agent.node.container_dir(task, "app") / "run.0"
+    if supervisor is not None and read_exit(first) is None:  # else it was told already
         supervisor.record.note("app", started_at=time.time() - 3600)
         supervisor.record.save()
         await supervisor.record.settle()
-        with contextlib.suppress(InvalidParameterException):  # it was told already
-            await agent.tasks.kill(task, signal.SIGUSR1)
+        if read_exit(first) is None:  # else what is told is the second start
+            with contextlib.suppress(InvalidParameterException):
+                await agent.tasks.kill(task, signal.SIGUSR1)
     await wait(agent, task)
 
 

@@ -9,7 +9,12 @@ import pytest
 import trio
 
 from sandbox.agent import Agent, open_agent
-from sandbox.model.task import RestartPolicy, TaskView
+from sandbox.errors import InvalidParameterException
+from sandbox.model.observed import ExecRequest
+from sandbox.model.request import Streams
+from sandbox.model.task import ContainerDefinition, RestartPolicy, TaskView
+from sandbox.runtime import steps
+from sandbox.runtime.steps import Scene
 from tests.kernel.tasks import (
     begin,
     container,
@@ -78,6 +83,36 @@ async def test_the_task_stays_running_and_the_sibling_unharmed(agent: Agent, tin
     assert (await execute(agent, task, "true", container="app"))[0] == 0
     outcome = await stopped(agent, task)
     assert of(outcome.view, "app").exit_code == 137
+
+
+async def test_between_two_starts_it_is_not_running(
+    agent: Agent, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal is for the start that has ended, not for the next one."""
+    between, may_go_on, make_root = trio.Event(), trio.Event(), steps.make_root
+
+    async def make_root_late(scene: Scene, wanted: ContainerDefinition) -> None:
+        between.set()
+        await may_go_on.wait()
+        await make_root(scene, wanted)
+
+    task = await started(
+        agent, container(tiny, "app", "echo up; exec sleep 1000", restart_policy=AT_ONCE)
+    )
+    await heard(agent, task, "up")
+    monkeypatch.setattr(steps, "make_root", make_root_late)
+    await agent.tasks.kill(task, signal.SIGKILL)
+    try:
+        with trio.fail_after(20):
+            await between.wait()
+        with pytest.raises(InvalidParameterException, match="container app is not running"):
+            await agent.tasks.kill(task, signal.SIGKILL)
+        with pytest.raises(InvalidParameterException, match="container app is not running"):
+            await agent.tasks.exec(task, ExecRequest(command=("true",)), streams=Streams())
+    finally:
+        may_go_on.set()
+    await reached(agent, task, is_running_again)
+    await killed(agent, task)
 
 
 async def test_what_it_left_running_is_gone_before_it_starts_again(agent: Agent, tiny: str) -> None:
