@@ -13,9 +13,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 
+import msgspec
+
 from sandbox.model.names import is_name
 from sandbox.model.refusals import Incompatibility, Text, shown
-from sandbox.model.task import ContainerDefinition, HealthCheck
+from sandbox.model.task import (
+    ContainerDefinition,
+    HealthCheck,
+    HostVolume,
+    LinuxParameters,
+    PortMapping,
+    Volume,
+)
 
 MIN_MEMORY_MIB = 6
 """What the developer guide calls the least that a container can be given."""
@@ -86,6 +95,24 @@ CAPABILITIES = frozenset(
 )
 """ECS's own list; newer ones of the kernel are not in it."""
 
+NOT_ON_FARGATE: Mapping[type[msgspec.Struct], tuple[str, ...]] = {
+    ContainerDefinition: (
+        *("privileged", "hostname", "links", "extra_hosts", "dns_servers", "dns_search_domains"),
+        *("disable_networking", "docker_security_options", "resource_requirements"),
+    ),
+    LinuxParameters: ("devices", "tmpfs", "shared_memory_size", "max_swap", "swappiness"),
+    Volume: ("docker_volume_configuration",),
+    HostVolume: ("source_path",),
+}
+NOT_BUILT: Mapping[type[msgspec.Struct], tuple[str, ...]] = {
+    ContainerDefinition: (
+        *("secrets", "environment_files", "log_configuration", "repository_credentials"),
+        *("firelens_configuration", "credential_specs"),
+    ),
+    Volume: ("efs_volume_configuration", "configured_at_launch"),
+}
+
+_PORT_RANGE = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
 # A dot in a name (an interface's) would be a slash in this form; no way leads out of /proc/sys.
 _SYSTEM_CONTROL = re.compile(
     r"(?:net(?:\.[A-Za-z0-9_-]+)+|fs\.mqueue\.[a-z_]+"
@@ -108,6 +135,7 @@ class Surroundings:
 def breaches(container: ContainerDefinition, around: Surroundings) -> Iterator[Incompatibility]:
     """`where` is relative to the container."""
     yield from _texts(container)
+    yield from _members(container, container)
     yield from _sizes(container, around)
     yield from _ports(container)
     yield from _dependencies(container, around)
@@ -118,6 +146,26 @@ def breaches(container: ContainerDefinition, around: Surroundings) -> Iterator[I
     yield from _ulimits(container)
     yield from _system_controls(container, around)
     yield from _linux_parameters(container, around)
+
+
+def given(
+    record: msgspec.Struct, table: Mapping[type[msgspec.Struct], tuple[str, ...]]
+) -> list[str]:
+    """The members of this kind that the record has, in ECS's spelling; empty is as if left out."""
+    wire = {field.name: field.encode_name for field in msgspec.structs.fields(record)}
+    values = ((name, getattr(record, name)) for name in table.get(type(record), ()))
+    return [
+        wire[name] for name, value in values if value not in (None, (), "") and value is not False
+    ]
+
+
+def port_range(mapping: PortMapping) -> range:
+    """The ports that it stands for; empty when it is no valid mapping."""
+    first = last = mapping.container_port or 0
+    if mapping.container_port_range is not None:
+        parts = _PORT_RANGE.fullmatch(mapping.container_port_range)
+        first, last = (int(parts[1]), int(parts[2])) if parts else (0, 0)
+    return range(first, last + 1) if 1 <= first <= last <= 65535 else range(0)
 
 
 def has_health(check: HealthCheck | None) -> bool:
@@ -155,6 +203,16 @@ def _texts(container: ContainerDefinition) -> Iterator[Incompatibility]:
         yield _relative(container, "workingDirectory", directory)
     if container.user is not None and _USER.fullmatch(container.user) is None:
         yield _breach(container, "user", Text.USER_INVALID, user=shown(container.user))
+
+
+def _members(
+    container: ContainerDefinition, record: msgspec.Struct, path: str = ""
+) -> Iterator[Incompatibility]:
+    """What there is on Amazon EC2 alone, and what there is not here."""
+    for name in given(record, NOT_ON_FARGATE):
+        yield _breach(container, path + name, Text.NOT_ON_FARGATE, member=path + name)
+    for name in given(record, NOT_BUILT):
+        yield _breach(container, path + name, Text.NOT_BUILT, member=path + name)
 
 
 def _kernel_texts(container: ContainerDefinition) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -208,7 +266,14 @@ def _sizes(container: ContainerDefinition, around: Surroundings) -> Iterator[Inc
 def _ports(container: ContainerDefinition) -> Iterator[Incompatibility]:
     for index, mapping in enumerate(container.port_mappings):
         where = f"portMappings[{index}]"
-        if not 1 <= mapping.container_port <= 65535:
+        if (given_range := mapping.container_port_range) is not None:
+            if not port_range(mapping):
+                member, text = f"{where}.containerPortRange", Text.PORT_RANGE_INVALID
+                yield _breach(container, member, text, range=shown(given_range))
+            if (mapping.container_port, mapping.host_port) != (None, None):
+                yield _breach(container, where, Text.PORT_AND_RANGE)
+            continue
+        if not port_range(mapping):
             yield _breach(container, f"{where}.containerPort", Text.PORT_INVALID)
         if mapping.host_port not in (None, mapping.container_port):
             yield Incompatibility(f"{where}.hostPort", Text.PORTS_DIFFER)
@@ -344,6 +409,7 @@ def _linux_parameters(
     if around.is_2017 and parameters != type(parameters)():
         yield _breach(container, where, Text.LINUX_PARAMETERS_2017)
         return
+    yield from _members(container, parameters, f"{where}.")
     for index, name in enumerate(parameters.capabilities.drop):
         if name not in CAPABILITIES:
             member = f"{where}.capabilities.drop[{index}]"

@@ -25,7 +25,14 @@ from typing import Literal
 import msgspec
 
 from sandbox.errors import ClientException, InvalidParameterException
-from sandbox.model.container_rules import Surroundings, breaches
+from sandbox.model.container_rules import (
+    NOT_BUILT,
+    NOT_ON_FARGATE,
+    Surroundings,
+    breaches,
+    given,
+    port_range,
+)
 from sandbox.model.names import is_name
 from sandbox.model.refusals import Incompatibility, Incompatible, Text, shown
 from sandbox.model.task import ContainerDefinition, TaskDefinition
@@ -173,7 +180,9 @@ def _breaches(
     if not is_name(definition.family):
         yield Incompatibility("family", Text.FAMILY_INVALID.format(name=shown(definition.family)))
     yield from _size(definition, platform_version, era)
-    if definition.pid_mode is not None and not _is_1_4(platform_version, era):
+    if definition.pid_mode == "host":
+        yield Incompatibility("pidMode", Text.PID_MODE_HOST)
+    elif definition.pid_mode is not None and not _is_1_4(platform_version, era):
         yield Incompatibility("pidMode", Text.PID_MODE_NEEDS_1_4)
     yield from _volumes(definition)
     yield from _together(containers)
@@ -226,6 +235,15 @@ def _volumes(definition: TaskDefinition) -> Iterator[Incompatibility]:
         elif name in seen:
             yield Incompatibility(where, Text.VOLUME_TWICE.format(name=shown(name)))
         seen.add(name)
+        outside = (
+            [f"host.{each}" for each in given(volume.host, NOT_ON_FARGATE)] if volume.host else []
+        )
+        for member in outside + given(volume, NOT_ON_FARGATE):
+            text = Text.VOLUME_NOT_ON_FARGATE.format(name=shown(name), member=member)
+            yield Incompatibility(f"volumes[{index}].{member}", text)
+        for member in given(volume, NOT_BUILT):
+            text = Text.VOLUME_NOT_BUILT.format(name=shown(name), member=member)
+            yield Incompatibility(f"volumes[{index}].{member}", text)
 
 
 def _together(containers: tuple[ContainerDefinition, ...]) -> Iterator[Incompatibility]:
@@ -257,13 +275,13 @@ def _ports_once(containers: tuple[ContainerDefinition, ...]) -> Iterator[Incompa
     seen: set[tuple[str, int]] = set()
     for index, container in enumerate(containers):
         for number, mapping in enumerate(container.port_mappings):
-            port = (mapping.protocol, mapping.container_port)
-            if port in seen:
+            ports = [(mapping.protocol, port) for port in port_range(mapping)]
+            twice = next((port for protocol, port in ports if (protocol, port) in seen), None)
+            if twice is not None:
                 where = f"containerDefinitions[{index}].portMappings[{number}]"
-                protocol = mapping.protocol.upper()
-                text = Text.PORT_TWICE.format(protocol=protocol, port=mapping.container_port)
+                text = Text.PORT_TWICE.format(protocol=mapping.protocol.upper(), port=twice)
                 yield Incompatibility(where, text)
-            seen.add(port)
+            seen.update(ports)
 
 
 def _cycle(containers: tuple[ContainerDefinition, ...]) -> Iterator[Incompatibility]:

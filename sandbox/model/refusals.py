@@ -43,6 +43,7 @@ class Text(enum.StrEnum):
     FAMILY_INVALID = "family {name} is not 1 to 255 letters, digits, hyphens and underscores"
     MEMORY_INVALID = "Invalid 'memory' setting for task: {value} is neither MiB nor GB"
     SIZE_NEEDS_1_4 = "{cpu} CPU needs Fargate platform version 1.4.0"
+    PID_MODE_HOST = "pidMode host is not supported on Fargate"
     PID_MODE_NEEDS_1_4 = "pidMode needs Fargate platform version 1.4.0"
     CONTAINER_COUNT = "a task has 1 to 10 containers, not {count}"
     NONE_ESSENTIAL = "no container of the task is essential"
@@ -51,15 +52,25 @@ class Text(enum.StrEnum):
     RESERVATION_SUM = "the containers reserve {sum} MiB of memory, the task has {task}"
     CYCLE = "containers wait for each other: {cycle}"
     VOLUME_NAME_INVALID = "volume {name} is not 1 to 255 letters, digits, hyphens and underscores"
+    VOLUME_NOT_ON_FARGATE = "volume {name}: {member} is not supported on Fargate"
+    VOLUME_NOT_BUILT = "volume {name}: {member} is not implemented yet"
     VOLUME_TWICE = "two volumes have the name {name}"
 
     # Ours: one container
+    NOT_ON_FARGATE = "container '{container}': {member} is not supported on Fargate"
+    NOT_BUILT = "container '{container}': {member} is not implemented yet"
     NAME_INVALID = "container {name} is not 1 to 255 letters, digits, hyphens and underscores"
     RANGE = "container '{container}': {member} is {value}, allowed is {low} to {high}"
     NUL = "container '{container}': {member} contains a NUL byte"
     EMPTY = "container '{container}': {member} is empty"
     CPU_NEGATIVE = "container '{container}': cpu is {value}"
     MEMORY_TOO_SMALL = "container '{container}': {member} is {value} MiB, the least is {low}"
+    PORT_RANGE_INVALID = (
+        "container '{container}': {range} is not a range of ports such as 8000-8010"
+    )
+    PORT_AND_RANGE = (
+        "container '{container}': with containerPortRange there is no containerPort and no hostPort"
+    )
     MEMORY_BELOW_RESERVATION = (
         "container '{container}': memory ({memory}) is not above memoryReservation ({reservation})"
     )

@@ -1,8 +1,9 @@
 """Tasks and their definitions, as ECS describes them and as the store keeps them.
 
 `TaskDefinition` and what it contains carry ECS's member names (camel case on the wire, snake case
-here) and ECS's defaults. They hold what was asked for; `model.fargate` says what Fargate makes of
-it. The running side is split by writer, so that two writers never share a key:
+here) and ECS's defaults. They hold what was asked for, also what Fargate has not: what a type does
+not have, nobody can refuse. `model.fargate` says what Fargate makes of it. The running side is
+split by writer, so that two writers never share a key:
 
     task/<id>/desired   TaskDesired   written by control only: what shall be
     task/<id>/known     TaskKnown     written by the task's supervisor only: what is
@@ -64,9 +65,14 @@ class KeyValuePair(Record, frozen=True, kw_only=True):
 
 
 class PortMapping(Record, frozen=True, kw_only=True):
-    container_port: int
+    """One port or a range of them ("8000-8010"); `name` and `app_protocol` are declarations."""
+
+    container_port: int | None = None
     protocol: Literal["tcp", "udp"] = "tcp"
     host_port: int | None = None
+    container_port_range: str | None = None
+    name: str | None = None
+    app_protocol: Literal["http", "http2", "grpc"] | None = None
 
 
 class MountPoint(Record, frozen=True, kw_only=True):
@@ -117,12 +123,66 @@ class KernelCapabilities(Record, frozen=True, kw_only=True):
     drop: tuple[str, ...] = ()
 
 
+class Device(Record, frozen=True, kw_only=True):
+    host_path: str
+    container_path: str | None = None
+    permissions: tuple[str, ...] = ()
+
+
+class Tmpfs(Record, frozen=True, kw_only=True):
+    container_path: str
+    size: int
+    mount_options: tuple[str, ...] = ()
+
+
 class LinuxParameters(Record, frozen=True, kw_only=True):
     capabilities: KernelCapabilities = KernelCapabilities()
     init_process_enabled: bool = False
+    devices: tuple[Device, ...] = ()
+    tmpfs: tuple[Tmpfs, ...] = ()
+    shared_memory_size: int | None = None
+    max_swap: int | None = None
+    swappiness: int | None = None
+
+
+class HostEntry(Record, frozen=True, kw_only=True):
+    hostname: str
+    ip_address: str
+
+
+class ResourceRequirement(Record, frozen=True, kw_only=True):
+    type: Literal["GPU", "InferenceAccelerator"]
+    value: str
+
+
+class Secret(Record, frozen=True, kw_only=True):
+    name: str
+    value_from: str
+
+
+class EnvironmentFile(Record, frozen=True, kw_only=True):
+    value: str
+    type: Literal["s3"]
+
+
+class LogConfiguration(Record, frozen=True, kw_only=True):
+    log_driver: str
+    options: dict[str, str] = {}
+    secret_options: tuple[Secret, ...] = ()
+
+
+class RepositoryCredentials(Record, frozen=True, kw_only=True):
+    credentials_parameter: str
+
+
+class FirelensConfiguration(Record, frozen=True, kw_only=True):
+    type: Literal["fluentd", "fluentbit"]
+    options: dict[str, str] = {}
 
 
 class ContainerDefinition(Record, frozen=True, kw_only=True):
+    """`docker_labels` and `version_consistency` are declarations."""
+
     name: str
     image: str
     cpu: int = 0
@@ -148,12 +208,62 @@ class ContainerDefinition(Record, frozen=True, kw_only=True):
     port_mappings: tuple[PortMapping, ...] = ()
     interactive: bool = False
     pseudo_terminal: bool = False
+    docker_labels: dict[str, str] = {}
+    version_consistency: Literal["enabled", "disabled"] | None = None
+
+    # Fargate has none of these.
+    privileged: bool = False
+    hostname: str | None = None
+    links: tuple[str, ...] = ()
+    extra_hosts: tuple[HostEntry, ...] = ()
+    dns_servers: tuple[str, ...] = ()
+    dns_search_domains: tuple[str, ...] = ()
+    disable_networking: bool = False
+    docker_security_options: tuple[str, ...] = ()
+    resource_requirements: tuple[ResourceRequirement, ...] = ()
+
+    # Not built yet.
+    secrets: tuple[Secret, ...] = ()
+    environment_files: tuple[EnvironmentFile, ...] = ()
+    log_configuration: LogConfiguration | None = None
+    repository_credentials: RepositoryCredentials | None = None
+    firelens_configuration: FirelensConfiguration | None = None
+    credential_specs: tuple[str, ...] = ()
+
+
+class HostVolume(Record, frozen=True, kw_only=True):
+    source_path: str | None = None
+
+
+class DockerVolume(Record, frozen=True, kw_only=True):
+    scope: Literal["task", "shared"] | None = None
+    autoprovision: bool | None = None
+    driver: str | None = None
+    driver_opts: dict[str, str] = {}
+    labels: dict[str, str] = {}
+
+
+class EfsAuthorization(Record, frozen=True, kw_only=True):
+    access_point_id: str | None = None
+    iam: Literal["ENABLED", "DISABLED"] | None = None
+
+
+class EfsVolume(Record, frozen=True, kw_only=True):
+    file_system_id: str
+    root_directory: str | None = None
+    transit_encryption: Literal["ENABLED", "DISABLED"] | None = None
+    transit_encryption_port: int | None = None
+    authorization_config: EfsAuthorization | None = None
 
 
 class Volume(Record, frozen=True, kw_only=True):
-    """An empty volume of the task; it dies with the task."""
+    """An empty volume of the task; it dies with the task. Other kinds are refused."""
 
     name: str
+    host: HostVolume | None = None
+    docker_volume_configuration: DockerVolume | None = None
+    efs_volume_configuration: EfsVolume | None = None
+    configured_at_launch: bool = False
 
 
 class TaskDefinition(Record, frozen=True, kw_only=True):
@@ -165,7 +275,7 @@ class TaskDefinition(Record, frozen=True, kw_only=True):
     container_definitions: tuple[ContainerDefinition, ...]
     revision: int = 0
     volumes: tuple[Volume, ...] = ()
-    pid_mode: Literal["task"] | None = None
+    pid_mode: Literal["task", "host"] | None = None
 
 
 # What is kept ------------------------------------------------------------------------------

@@ -111,7 +111,11 @@ async def test_containers_are_given_as_ecs_has_them(tmp_path: Path) -> None:
         assert definition.container_definitions[1] == other
         assert [volume.name for volume in definition.volumes] == ["data"]
         with pytest.raises(InvalidParameterException, match="containerPort"):
-            await sb.run_task(containers=[{"name": "a", "image": "t", "portMappings": [{}]}])
+            await sb.run_task(
+                containers=[
+                    {"name": "a", "image": "t", "portMappings": [{"containerPort": "http"}]}
+                ]
+            )
         with pytest.raises(InvalidParameterException, match="user: say it per container"):
             await sb.run_task(containers=[other], user="1000")
 

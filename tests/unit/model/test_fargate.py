@@ -272,6 +272,21 @@ def test_a_definition_that_uses_everything_is_accepted() -> None:
             "container 'app': memory (100) is not above memoryReservation (100)",
         ),
         ({"memory": 5}, "memory", "container 'app': memory is 5 MiB, the least is 6"),
+        (
+            {"portMappings": [{"protocol": "udp"}]},
+            "portMappings[0].containerPort",
+            "Invalid 'containerPort' setting for container 'app'.",
+        ),
+        (
+            {"portMappings": [{"containerPortRange": "90-80"}]},
+            "portMappings[0].containerPortRange",
+            "container 'app': '90-80' is not a range of ports such as 8000-8010",
+        ),
+        (
+            {"portMappings": [{"containerPortRange": "80-90", "containerPort": 80}]},
+            "portMappings[0]",
+            "container 'app': with containerPortRange there is no containerPort and no hostPort",
+        ),
         ({"cpu": -1}, "cpu", "container 'app': cpu is -1"),
         ({"stopTimeout": 121}, "stopTimeout", "is 121, allowed is 2 to 120"),
         ({"startTimeout": 1}, "startTimeout", "is 1, allowed is 2 to 120"),
@@ -421,6 +436,101 @@ def test_a_container_that_fargate_would_refuse_is_refused_for_that_alone(
     found = refusals(define(container(**members), volumes=[{"name": "data"}]))
     assert [found_where for found_where, _ in found] == [f"containerDefinitions[0].{where}"]
     assert text in found[0][1]
+
+
+@pytest.mark.parametrize(
+    ("member", "value"),
+    [
+        ("privileged", True),
+        ("hostname", "web"),
+        ("links", ["db"]),
+        ("extraHosts", [{"hostname": "db", "ipAddress": "10.0.0.1"}]),
+        ("dnsServers", ["10.0.0.2"]),
+        ("dnsSearchDomains", ["example.com"]),
+        ("disableNetworking", True),
+        ("dockerSecurityOptions", ["no-new-privileges"]),
+        ("resourceRequirements", [{"type": "GPU", "value": "1"}]),
+        ("linuxParameters.devices", [{"hostPath": "/dev/kvm"}]),
+        ("linuxParameters.tmpfs", [{"containerPath": "/tmp", "size": 64}]),
+        ("linuxParameters.sharedMemorySize", 64),
+        ("linuxParameters.maxSwap", 0),
+        ("linuxParameters.swappiness", 0),
+    ],
+)
+def test_what_fargate_has_not_is_refused_by_name(member: str, value: object) -> None:
+    *above, name = member.split(".")
+    members: dict[str, Any] = {above[0]: {name: value}} if above else {name: value}
+    assert refusals(define(container(**members))) == [
+        (
+            f"containerDefinitions[0].{member}",
+            f"container 'app': {member} is not supported on Fargate",
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("member", "value"),
+    [
+        ("secrets", [{"name": "A", "valueFrom": "a"}]),
+        ("environmentFiles", [{"type": "s3", "value": "arn:aws:s3:::b/a.env"}]),
+        ("logConfiguration", {"logDriver": "awslogs"}),
+        ("repositoryCredentials", {"credentialsParameter": "a"}),
+        ("firelensConfiguration", {"type": "fluentbit"}),
+        ("credentialSpecs", ["credentialspecdomainless:a"]),
+    ],
+)
+def test_what_is_not_built_yet_is_refused_and_not_forgotten(member: str, value: Any) -> None:
+    assert refusals(define(container(**{member: value}))) == [
+        (f"containerDefinitions[0].{member}", f"container 'app': {member} is not implemented yet")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("member", "value", "text"),
+    [
+        ("host.sourcePath", {"sourcePath": "/srv"}, "is not supported on Fargate"),
+        ("dockerVolumeConfiguration", {"scope": "task"}, "is not supported on Fargate"),
+        ("efsVolumeConfiguration", {"fileSystemId": "fs-1"}, "is not implemented yet"),
+        ("configuredAtLaunch", True, "is not implemented yet"),
+    ],
+)
+def test_a_volume_that_is_not_empty_is_refused(member: str, value: object, text: str) -> None:
+    definition = define(volumes=[{"name": "v", member.split(".")[0]: value}])
+    assert refusals(definition) == [(f"volumes[0].{member}", f"volume 'v': {member} {text}")]
+
+
+def test_members_that_say_nothing_are_as_if_left_out() -> None:
+    nothing: dict[str, Any] = {
+        **{"privileged": False, "disableNetworking": False, "hostname": "", "links": []},
+        **{"dnsServers": [], "extraHosts": [], "resourceRequirements": [], "secrets": []},
+        "linuxParameters": {"devices": [], "tmpfs": []},
+    }
+    volume = {"name": "v", "host": {}}
+    assert refusals(define(container(**nothing), volumes=[volume])) == []
+
+
+def test_declarations_are_accepted_and_kept() -> None:
+    mapping = {"containerPortRange": "8000-8010", "name": "web", "appProtocol": "http"}
+    wanted = container(portMappings=[mapping], dockerLabels={"a": "b"})
+    accepted = fargate.accept(define(wanted)).container_definitions[0]
+    assert accepted == define(wanted).container_definitions[0]
+
+
+@pytest.mark.parametrize("other", [{"containerPort": 8010}, {"containerPortRange": "8010-8020"}])
+def test_a_port_is_in_one_range_only(other: dict[str, Any]) -> None:
+    ports = [{"containerPortRange": "8000-8010"}, other]
+    assert refusals(define(container(portMappings=ports))) == [
+        (
+            "containerDefinitions[0].portMappings[1]",
+            "TCP host port '8010' is mapped multiple times in task.",
+        )
+    ]
+
+
+def test_the_pid_namespace_of_the_host_is_refused() -> None:
+    assert refusals(define(pidMode="host")) == [
+        ("pidMode", "pidMode host is not supported on Fargate")
+    ]
 
 
 @pytest.mark.parametrize(
