@@ -7,10 +7,11 @@ given ("1 vCPU", "0.5GB"): control knows Fargate's table.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict, Unpack, cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypedDict, TypeVar, Unpack, cast, get_args
 
 import msgspec
+from msgspec import inspect
 
 from sandbox.client.place import anchored
 from sandbox.errors import InvalidParameterException
@@ -21,6 +22,7 @@ from sandbox.model.task import (
     LinuxParameters,
     MountPoint,
     PortMapping,
+    Record,
     TaskDefinition,
     Ulimit,
     Volume,
@@ -30,6 +32,10 @@ CONTAINER = "main"
 """The name of the one container, unless --name names it."""
 
 FAMILY = "run"
+
+Pull = Literal["missing", "always", "never"]
+
+R = TypeVar("R", bound=Record)
 
 
 class RunOptions(TypedDict, total=False):
@@ -46,8 +52,8 @@ class RunOptions(TypedDict, total=False):
     entry_point: Sequence[str] | None
     read_only: bool
     init: bool
-    volumes: Sequence[str]
-    """NAME:/path[:ro], or with `containers` the names of the task's volumes."""
+    volumes: Sequence[str | Volume | Mapping[str, Any]]
+    """NAME:/path[:ro], or with `containers` the task's volumes: names, or as ECS has them."""
     ulimits: Sequence[str]
     """NAME=SOFT[:HARD]"""
     ports: Sequence[str]
@@ -55,9 +61,11 @@ class RunOptions(TypedDict, total=False):
     stop_timeout: int | None
     interactive: bool
     terminal: bool
-    pull: Literal["missing", "always", "never"]
+    pull: Pull
     platform: str | None
     platform_version: str
+    pid_mode: Literal["task"] | None
+    """"task": the containers share one pid namespace."""
     remove: bool
 
 
@@ -76,33 +84,83 @@ ONE_CONTAINER = {
 }
 """Options that say something about the one container of `image`."""
 
+NETWORK = {"subnet", "security_groups", "assign_public_ip"}
+"""Refused until there is a network: silence would be a lie."""
+
+SEQUENCES = ("command", "entry_point", "volumes", "ulimits", "ports", "containers")
+
 
 def task_request(**wanted: Unpack[TaskOptions]) -> RunRequest:
-    """What to ask of the agent; InvalidParameterException says which option is wrong."""
+    """What to ask of the agent; InvalidParameterException says which option is wrong.
+
+    TypeError, as a function has it, for an option that there is not and for a string in place of
+    several.
+    """
+    _check_names(wanted)
+    for name in SEQUENCES:
+        check_sequence(name, wanted.get(name))
+    check_pull(wanted.get("pull", "missing"))
     containers = wanted.get("containers") or ()
     if bool(containers) == ("image" in wanted):
         raise InvalidParameterException("a task needs either an image or containers")
     if containers:
         if misplaced := ONE_CONTAINER & wanted.keys():
             raise InvalidParameterException(f"{', '.join(sorted(misplaced))}: say it per container")
-        definitions = tuple(_definition(each) for each in containers)
-        volumes = list(wanted.get("volumes", ()))
+        definitions = tuple(
+            _definition(each, f"containers[{index}]") for index, each in enumerate(containers)
+        )
+        volumes = [
+            Volume(name=each) if isinstance(each, str) else _record(Volume, each, f"volumes[{i}]")
+            for i, each in enumerate(wanted.get("volumes", ()))
+        ]
     else:
         definitions = (_single(wanted),)
-        volumes = [mount.source_volume for mount in definitions[0].mount_points]
+        mounted = dict.fromkeys(mount.source_volume for mount in definitions[0].mount_points)
+        volumes = [Volume(name=name) for name in mounted]
     return RunRequest(
         definition=TaskDefinition(
             family=wanted.get("name", FAMILY),
             cpu=str(wanted.get("cpu", "256")),
             memory=str(wanted.get("memory", "512")),
             container_definitions=definitions,
-            volumes=tuple(Volume(name=name) for name in dict.fromkeys(volumes)),
+            volumes=tuple(volumes),
+            pid_mode=wanted.get("pid_mode"),
         ),
         pull=wanted.get("pull", "missing"),
         platform=wanted.get("platform"),
         platform_version=wanted.get("platform_version", "LATEST"),
         remove=wanted.get("remove", False),
     )
+
+
+def check_sequence(name: str, given: object) -> None:
+    """A string is a sequence of its letters, which nobody means."""
+    if isinstance(given, str | bytes):
+        raise TypeError(f"{name} is a sequence of strings, not one: [{given!r}]")
+
+
+def check_pull(pull: str) -> None:
+    if pull not in get_args(Pull):
+        raise InvalidParameterException(f"pull {pull!r} is none of {', '.join(get_args(Pull))}")
+
+
+def _check_names(wanted: Mapping[str, object]) -> None:
+    network = sorted(name for name in NETWORK & wanted.keys() if wanted[name])
+    if network:
+        raise InvalidParameterException(
+            f"{', '.join(network)}: tasks have only their loopback interface in this version"
+        )
+    known = TaskOptions.__optional_keys__ | NETWORK
+    for name in wanted:
+        if name not in known:
+            raise TypeError(f"unexpected keyword argument {name!r}{_meant(name, known)}")
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    import difflib  # late: the command line seldom needs it
+
+    close = difflib.get_close_matches(name, known, 1)
+    return f", did you mean {close[0]!r}?" if close else ""
 
 
 def _single(wanted: TaskOptions) -> ContainerDefinition:
@@ -122,23 +180,45 @@ def _single(wanted: TaskOptions) -> ContainerDefinition:
         linux_parameters=LinuxParameters(init_process_enabled=wanted.get("init", False)),
         ulimits=tuple(ulimit(text) for text in wanted.get("ulimits", ())),
         stop_timeout=wanted.get("stop_timeout"),
-        mount_points=tuple(volume(text) for text in wanted.get("volumes", ())),
+        mount_points=tuple(volume(str(text)) for text in wanted.get("volumes", ())),
         port_mappings=tuple(port(text) for text in wanted.get("ports", ())),
         interactive=wanted.get("interactive", False),
         pseudo_terminal=wanted.get("terminal", False),
     )
 
 
-def _definition(given: ContainerDefinition | Mapping[str, Any]) -> ContainerDefinition:
-    try:
-        definition = (
-            given
-            if isinstance(given, ContainerDefinition)
-            else msgspec.convert(given, ContainerDefinition)
-        )
-    except msgspec.ValidationError as error:
-        raise InvalidParameterException(f"containers: {error}") from None
+def _definition(given: ContainerDefinition | Mapping[str, Any], path: str) -> ContainerDefinition:
+    definition = _record(ContainerDefinition, given, path)
     return msgspec.structs.replace(definition, image=anchored(definition.image))
+
+
+def _record(kind: type[R], given: R | Mapping[str, Any], path: str) -> R:
+    """Every member is one that the record has: a typing error is told, not ignored."""
+    if isinstance(given, kind):
+        return given
+    for unknown in _unknown(inspect.type_info(kind), given, path):
+        raise InvalidParameterException(unknown)
+    try:
+        return msgspec.convert(given, kind)
+    except msgspec.ValidationError as error:
+        raise InvalidParameterException(f"{path}: {error}") from None
+
+
+def _unknown(kind: inspect.Type, given: object, path: str) -> Iterator[str]:
+    match kind:
+        case inspect.StructType(fields=fields) if isinstance(given, Mapping):
+            types = {field.encode_name: field.type for field in fields}
+            for name, value in given.items():
+                if name not in types:
+                    yield f"{path} has no member {name!r}{_meant(str(name), types)}"
+                else:
+                    yield from _unknown(types[name], value, f"{path}.{name}")
+        case inspect.VarTupleType(item_type=item) if isinstance(given, list | tuple):
+            for index, value in enumerate(given):
+                yield from _unknown(item, value, f"{path}[{index}]")
+        case inspect.UnionType(types=kinds):
+            for each in kinds:
+                yield from _unknown(each, given, path)
 
 
 def volume(text: str) -> MountPoint:

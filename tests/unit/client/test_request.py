@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -123,6 +124,75 @@ def test_a_port_is_a_number(text: str) -> None:
 def test_a_ulimit_has_numbers(text: str) -> None:
     with pytest.raises(InvalidParameterException, match="NAME=SOFT"):
         task_request(image="tiny", ulimits=[text])
+
+
+@pytest.mark.parametrize(
+    ("mapping", "text"),
+    [
+        ({"comand": ["a"]}, "containers[0] has no member 'comand', did you mean 'command'?"),
+        ({"port_mappings": []}, "containers[0] has no member 'port_mappings'"),
+        (
+            {"portMappings": [{"containerPort": 1}, {"port": 80}]},
+            "containers[0].portMappings[1] has no member 'port'",
+        ),
+        (
+            {"linuxParameters": {"capabilities": {"ad": []}}},
+            "containers[0].linuxParameters.capabilities has no member 'ad'",
+        ),
+        ({"healthCheck": {"cmd": []}}, "containers[0].healthCheck has no member 'cmd'"),
+        ({"cpu": "1"}, "containers[0]: Expected `int`, got `str` - at `$.cpu`"),
+    ],
+)
+def test_a_member_that_there_is_not_is_told_by_its_path(mapping: dict[str, Any], text: str) -> None:
+    with pytest.raises(InvalidParameterException) as refused:
+        task_request(containers=[{"name": "a", "image": "tiny", **mapping}])
+    assert str(refused.value).startswith(text)
+
+
+def test_volumes_beside_containers_are_names_or_as_ecs_has_them() -> None:
+    containers = [{"name": "a", "image": "tiny", "dockerLabels": {"any": "thing"}}]
+    request = task_request(
+        containers=containers, volumes=["a", {"name": "b", "host": {}}, Volume(name="c")]
+    )
+    assert [volume.name for volume in request.definition.volumes] == ["a", "b", "c"]
+    with pytest.raises(InvalidParameterException, match=r"volumes\[0\] has no member 'nam'"):
+        task_request(containers=containers, volumes=[{"nam": "a"}])
+
+
+@pytest.mark.parametrize("name", ["foo", "files", "streams", "comand"])
+def test_an_option_that_there_is_not_is_a_type_error(name: str) -> None:
+    option: Any = {name: 1}
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+        task_request(image="tiny", **option)
+
+
+def test_what_needs_a_network_is_refused_as_the_command_line_does() -> None:
+    network: Any = {"security_groups": ["sg-1"], "subnet": "s", "assign_public_ip": True}
+    text = (
+        "assign_public_ip, security_groups, subnet: "
+        "tasks have only their loopback interface in this version"
+    )
+    with pytest.raises(InvalidParameterException) as refused:
+        task_request(image="tiny", **network)
+    assert str(refused.value) == text
+    nothing: Any = {"security_groups": [], "assign_public_ip": False}
+    task_request(image="tiny", **nothing)
+
+
+@pytest.mark.parametrize("name", ["command", "entry_point", "volumes", "ulimits", "ports"])
+def test_one_string_in_place_of_several_is_a_type_error(name: str) -> None:
+    option: Any = {name: "echo hi"}
+    with pytest.raises(TypeError, match=f"{name} is a sequence of strings"):
+        task_request(image="tiny", **option)
+
+
+def test_a_word_for_pull_that_there_is_not_is_refused() -> None:
+    with pytest.raises(InvalidParameterException, match="pull 'foo' is none of missing, always"):
+        task_request(image="tiny", pull="foo")  # type: ignore[arg-type]
+
+
+def test_the_containers_of_a_task_may_share_a_pid_namespace() -> None:
+    assert task_request(image="tiny", pid_mode="task").definition.pid_mode == "task"
 
 
 def test_local_images_are_found_from_the_callers_directory(
