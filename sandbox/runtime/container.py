@@ -142,13 +142,14 @@ class LimitChoice:
 
 
 def arguments(definition: ContainerDefinition, config: ImageConfig) -> list[str]:
-    """Docker's rule: an entry point of the definition also puts the image's command away."""
-    if definition.entry_point:
-        words = [*definition.entry_point, *(definition.command or ())]
-    elif definition.command:
-        words = [*config.entrypoint, *definition.command]
-    else:
-        words = [*config.entrypoint, *config.cmd]
+    """Docker's rule: an entry point of the definition also puts the image's command away.
+
+    An empty one puts the image's entry point away, and its command only for one of its own.
+    """
+    entry_point, command = definition.entry_point, definition.command or ()
+    if not entry_point and not command:
+        command = config.cmd
+    words = [*(config.entrypoint if entry_point is None else entry_point), *command]
     if not words:
         raise TaskFailed(
             f"CannotCreateContainerError: no command specified for container '{definition.name}'",

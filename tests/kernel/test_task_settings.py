@@ -116,11 +116,17 @@ async def test_entry_point_and_command_combine_as_dockers_do(agent: Agent, image
         ({"command": ("mine",)}, "entry mine"),
         ({"entry_point": ("echo", "other")}, "other"),
         ({"entry_point": ("echo", "other"), "command": ("mine", "too")}, "other mine too"),
-        ({"entry_point": (), "command": ()}, "entry cmd"),
+        ({"command": ()}, "entry cmd"),
+        ({"entry_point": (), "command": ("echo", "mine")}, "mine"),
     ]
     wanted = [ContainerDefinition(name="app", image=image, **members) for members, _ in expected]
     outcomes = await side_by_side(agent, *wanted)
     assert [outcome.stdout.strip() for outcome in outcomes] == [text for _, text in expected]
+    image = images.make("command", Entrypoint=["false"], Cmd=["echo", "cmd"])
+    (outcome,) = await side_by_side(
+        agent, ContainerDefinition(name="app", image=image, entry_point=())
+    )
+    assert outcome.stdout.strip() == "cmd"
 
 
 async def test_arguments_arrive_byte_for_byte(agent: Agent, tiny: str) -> None:
