@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from sandbox.model.task import ContainerDefinition, ContainerKnown, TaskView
+from sandbox.model.task import ContainerDefinition, ContainerKnown, TaskView, effective_desire
 
 INTERNAL = {"id", "idBase", "owner", "keeper", "desiredStatus", "lastStatus", "containers"}
 """Members that are how the agent works, or that are set below in another form."""
@@ -21,7 +21,7 @@ def shape(view: TaskView) -> dict[str, Any]:
         "taskArn": view.arn,
         "taskId": view.id,
         "lastStatus": view.known.last_status.name,
-        "desiredStatus": view.desired.desired_status,
+        "desiredStatus": effective_desire(view),
         "healthStatus": view.known.health.value,
         **desired,
         **known,

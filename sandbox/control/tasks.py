@@ -39,6 +39,7 @@ from sandbox.model.task import (
     TaskDesired,
     TaskKnown,
     TaskView,
+    effective_desire,
 )
 from sandbox.runtime import archive as archives
 from sandbox.runtime.containers import Containers, close_streams
@@ -417,11 +418,6 @@ def _last(records: Iterator[LogRecord], count: int) -> list[LogRecord]:
         if len(kept) > count:
             kept.pop(0)
     return kept
-
-
-def effective_desire(view: TaskView) -> Literal["RUNNING", "STOPPED"]:
-    """What ECS shows as desiredStatus: STOPPED also once a task is going down by itself."""
-    return "STOPPED" if view.known.stop_code is not None else view.desired.desired_status
 
 
 def _event(rev: int, at: float, known: TaskKnown) -> Event:

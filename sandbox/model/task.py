@@ -370,3 +370,8 @@ class TaskView(Record, frozen=True, kw_only=True):
     @property
     def id(self) -> str:
         return self.desired.id
+
+
+def effective_desire(view: TaskView) -> Literal["RUNNING", "STOPPED"]:
+    """What ECS shows as desiredStatus: STOPPED also once a task is going down by itself."""
+    return "STOPPED" if view.known.stop_code is not None else view.desired.desired_status

@@ -11,6 +11,7 @@ import trio
 
 import sandbox
 import sandbox.sync
+from sandbox.client.shape import shape
 from sandbox.errors import AgentUnavailable, InvalidParameterException, NotFound, TaskFailed
 from sandbox.model.task import ContainerDefinition
 from tests.unit.client.agents import serving
@@ -118,6 +119,14 @@ async def test_containers_are_given_as_ecs_has_them(tmp_path: Path) -> None:
             )
         with pytest.raises(InvalidParameterException, match="user: say it per container"):
             await sb.run_task(containers=[other], user="1000")
+
+
+async def test_a_task_that_ended_by_itself_is_shown_as_wanted_stopped(tmp_path: Path) -> None:
+    async with serving(tmp_path), sandbox.connect(path(tmp_path)) as sb:
+        task = await sb.run_task(image="tiny", command=["exit", "3"])
+        await task.wait()
+        shown = shape(task.view)
+        assert (shown["lastStatus"], shown["desiredStatus"]) == ("STOPPED", "STOPPED")
 
 
 async def test_exec_gives_its_output_and_its_status(tmp_path: Path) -> None:
