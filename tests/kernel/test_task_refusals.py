@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import trio
 
-from sandbox.control.capacity import UNAVAILABLE, Capacity
 from sandbox.agent import Agent, open_agent
+from sandbox.control.capacity import UNAVAILABLE, Capacity
 from sandbox.control.tasks import RunRequest
 from sandbox.errors import ClientException, InvalidParameterException, SandboxError
 from sandbox.model.task import (
