@@ -18,7 +18,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from io import BytesIO
-from pathlib import PurePosixPath
 from typing import IO, TypeAlias
 
 from sandbox.errors import ConfigError, InvalidParameterException
@@ -100,10 +99,12 @@ def unpack(stream: IO[bytes], destination: str) -> int:
 
 def _components(member: str, name: str | None) -> list[str]:
     """The member's path; refused when it climbs. Its first component becomes `name`."""
-    parts = [part for part in PurePosixPath(member).parts if part != "/"]
+    parts = [part for part in member.split("/") if part]
     if ".." in parts:
         raise InvalidParameterException(f"the task's archive names {member!r}, which climbs out")
-    return [name, *parts[1:]] if name is not None and parts else parts
+    if name is not None and parts:
+        parts[0] = name  # also "." of a whole root
+    return [part for part in parts if part != "."]
 
 
 def _make(

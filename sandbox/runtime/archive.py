@@ -4,18 +4,23 @@ Every name is resolved by the kernel inside the container's root (openat2, RESOL
 as a descriptor, because the container may change its tree while we work in it: a link leads nowhere
 but into the same container. Owners on the way in are the container's root, as with `docker cp`;
 ids on the way out are the container's own.
+
+What goes out is the file system of the path that was asked for: what is mounted below it (volumes,
+/proc, /sys, /dev) is left out, and has to be asked for itself. The tree lives meanwhile: what
+vanishes is left out, and a file keeps the length that it had when its turn came.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import trio
 
@@ -25,6 +30,8 @@ from sandbox.kernel.trees import remove_known
 
 _IDS: Final = 65536
 _MAX_ENTRIES: Final = 1_000_000
+_MAX_DEPTH: Final = 200
+"""Of directories on the way out: each costs a descriptor and a few frames."""
 _LEFT: Final = (
     *("run.0/log/1", "run.0/log/", "run.0/lock", "run.0/pid", "run.0/exit", "run.0/"),
     "",
@@ -61,33 +68,50 @@ async def remove_directory(directory: Path, containers: Iterable[str]) -> None:
 
 def _pack(root: int, path: str, archive: int, id_base: int) -> None:
     name = path.rstrip("/").rpartition("/")[2] or "."
-    # The descriptor is a duplicate, so that an abandoned thread never writes into another's file.
-    with (
-        os.fdopen(os.dup(archive), "wb") as file,
-        _found(root, path) as start,
-        tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as tar,
-    ):
-        _add(tar, start, name, id_base)
+    try:
+        # A duplicate, so that an abandoned thread never writes into another's file.
+        with (
+            os.fdopen(os.dup(archive), "wb") as file,
+            _found(root, path) as start,
+            tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as tar,
+        ):
+            _add(tar, start, name, id_base)
+    except BrokenPipeError:
+        raise InvalidParameterException(f"{path}: nobody reads the archive any more") from None
+    except KernelError as error:
+        raise InvalidParameterException(f"{path}: {os.strerror(error.errno)}") from None
+    except OSError as error:
+        raise InvalidParameterException(f"{path}: {error.strerror}") from None
 
 
-def _add(tar: tarfile.TarFile, fd: int, name: str, id_base: int) -> None:
+def _add(tar: tarfile.TarFile, fd: int, name: str, id_base: int, depth: int = 0) -> None:
+    if depth > _MAX_DEPTH:
+        raise InvalidParameterException(f"directories are more than {_MAX_DEPTH} deep")
     info = _describe(fd, name, id_base)
-    if info is None:
-        return
     if info.isreg():
         with os.fdopen(_reopen(fd, os.O_RDONLY), "rb") as content:
-            tar.addfile(info, content)
+            tar.addfile(info, _Padded(content))
         return
     tar.addfile(info)
     if info.isdir():
         for child in sorted(_names(fd)):
             with _child(fd, child) as found:
                 if found is not None:
-                    _add(tar, found, f"{name}/{child}", id_base)
+                    _add(tar, found, f"{name}/{child}", id_base, depth + 1)
 
 
-def _describe(fd: int, name: str, id_base: int) -> tarfile.TarInfo | None:
-    """None for what an archive for people has no use of: sockets, devices."""
+class _Padded:
+    """A file that is as long as was announced: where it has become shorter there are zeros."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def read(self, size: int = 0, /) -> bytes:
+        return self._file.read(size).ljust(size, b"\0")
+
+
+def _describe(fd: int, name: str, id_base: int) -> tarfile.TarInfo:
+    """Devices and fifos are named for the reader to count. Tar has no sockets: they are fifos."""
     status = os.fstat(fd)
     info = tarfile.TarInfo(name)
     info.mode, info.mtime = stat.S_IMODE(status.st_mode), int(status.st_mtime)
@@ -98,10 +122,12 @@ def _describe(fd: int, name: str, id_base: int) -> tarfile.TarInfo | None:
         info.type = tarfile.DIRTYPE
     elif stat.S_ISLNK(status.st_mode):
         info.type, info.linkname = tarfile.SYMTYPE, os.readlink("", dir_fd=fd)
-    elif stat.S_ISFIFO(status.st_mode):
-        info.type = tarfile.FIFOTYPE
+    elif stat.S_ISCHR(status.st_mode):
+        info.type = tarfile.CHRTYPE
+    elif stat.S_ISBLK(status.st_mode):
+        info.type = tarfile.BLKTYPE
     else:
-        return None
+        info.type = tarfile.FIFOTYPE
     return info
 
 
@@ -124,9 +150,13 @@ def _names(fd: int) -> list[str]:
 
 @contextlib.contextmanager
 def _child(parent: int, name: str) -> Iterator[int | None]:
+    """None for what went away meanwhile, and for what is mounted there."""
     try:
-        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-    except FileNotFoundError:  # it went away meanwhile
+        flags = os.O_PATH | os.O_NOFOLLOW
+        fd = native.openat2(parent, name, flags, resolve=native.RESOLVE_NO_XDEV)
+    except KernelError as error:
+        if error.errno not in (errno.ENOENT, errno.EXDEV):
+            raise
         yield None
         return
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from sandbox.agent import Agent
 from sandbox.client.api import Sandbox
 from sandbox.client.embedded import Embedded
 from sandbox.errors import ConfigError, TaskFailed
+from tests.kernel.tasks import STAYS
 
 
 @pytest.fixture
@@ -55,3 +57,22 @@ async def test_a_file_that_cannot_be_placed_stops_the_task_and_says_which(
 async def test_a_host_file_that_is_not_there_is_named(sb: Sandbox, tiny: str) -> None:
     with pytest.raises(ConfigError, match=r"/no/such/file: No such file"):
         await sb.run(tiny, ["true"], files={"x": "/no/such/file"})
+
+
+async def test_a_whole_root_comes_out_without_what_is_mounted_in_it(
+    sb: Sandbox, tiny: str, tmp_path: Path
+) -> None:
+    task = await sb.run_task(
+        image=tiny, command=["sh", "-c", f"echo mine > /mine; {STAYS}"], volumes=["v:/volume"]
+    )
+    await task.wait_running()
+    await task.exec(["sh", "-c", "while ! test -s /mine; do :; done; echo hidden > /volume/file"])
+    await task.get("/", tmp_path / "root")
+    root = tmp_path / "root"
+    assert (root / "mine").read_text() == "mine\n"
+    assert (root / "bin" / "sh").exists()
+    for mounted in ("proc", "sys", "dev", "volume"):
+        assert not os.path.lexists(root / mounted), mounted
+    await task.get("/volume", tmp_path)
+    assert (tmp_path / "volume" / "file").read_text() == "hidden\n"
+    await task.stop()

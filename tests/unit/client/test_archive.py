@@ -58,6 +58,14 @@ def test_a_directory_receives_the_copy_under_its_own_name(tmp_path: Path) -> Non
     assert (tmp_path / "other").read_bytes() == b"b"
 
 
+def test_a_whole_root_takes_the_name_of_its_destination(tmp_path: Path) -> None:
+    members = ((".", None, DIR), ("./bin", None, DIR), ("./bin/sh", b"sh", FILE))
+    unpack(stream(*members), str(tmp_path / "root"))
+    assert (tmp_path / "root" / "bin" / "sh").read_bytes() == b"sh"
+    unpack(stream(*members), str(tmp_path))
+    assert (tmp_path / "bin" / "sh").read_bytes() == b"sh"
+
+
 def test_names_that_climb_out_are_refused(tmp_path: Path) -> None:
     inside = tmp_path / "inside"
     inside.mkdir()
