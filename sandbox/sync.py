@@ -205,8 +205,8 @@ class Task:
     def put(self, source: PathName, path: str, *, container: str | None = None) -> None:
         self._loop.call(self._task.put, source, path, container=container)
 
-    def get(self, path: str, destination: PathName, *, container: str | None = None) -> None:
-        self._loop.call(self._task.get, path, destination, container=container)
+    def get(self, path: str, destination: PathName, *, container: str | None = None) -> int:
+        return self._loop.call(self._task.get, path, destination, container=container)
 
 
 class Sandbox:

@@ -10,6 +10,7 @@ Leaving the context stops what was started in it, unless `on_exit` is "leave".
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import tarfile
@@ -27,12 +28,20 @@ from sandbox.client.backend import Backend, Progress
 from sandbox.client.capture import Capture
 from sandbox.client.nursery import open_nursery, unwrapped
 from sandbox.client.place import PathName, Place, anchored, check_directory
-from sandbox.client.request import RunOptions, TaskOptions, task_request
+from sandbox.client.request import (
+    Pull,
+    RunOptions,
+    TaskOptions,
+    check_pull,
+    check_sequence,
+    task_request,
+)
 from sandbox.client.shape import main_container
 from sandbox.errors import (
     AgentRunning,
     AgentUnavailable,
     ConfigError,
+    InvalidParameterException,
     SandboxError,
     TaskFailed,
 )
@@ -155,6 +164,8 @@ class Task:
         tail: int | None = None,
     ) -> AsyncIterator[LogRecord]:
         """What was written, in order of time; with `follow` until the task has stopped."""
+        if since is not None and not math.isfinite(since):
+            raise InvalidParameterException(f"since is {since}, not a time")
         return self._backend.logs(
             self.id, container=container, since=since, tail=tail, follow=follow
         )
@@ -175,6 +186,8 @@ class Task:
 
         Cancelling, or `timeout_s`, kills it.
         """
+        check_sequence("command", command)
+        deadline_s = _timeout(timeout_s)
         request = ExecRequest(
             command=tuple(command),
             container=container,
@@ -187,7 +200,7 @@ class Task:
         with Capture(input, max_output_bytes) as capture:
             async with open_nursery() as nursery:
                 nursery.start_soon(capture.pump)
-                with trio.move_on_after(timeout_s or float("inf")) as limit:
+                with trio.move_on_after(deadline_s) as limit:
                     code = await self._backend.exec(self.id, request, streams=capture.hand_over())
                 nursery.cancel_scope.deadline = trio.current_time() + DRAIN_S
         return Completed(
@@ -209,21 +222,37 @@ class Task:
         name = name or os.path.basename(os.path.abspath(source))
         read, write = os.pipe()
         failed: list[SandboxError] = []
+        refused: list[SandboxError] = []
         async with open_nursery() as nursery:
             nursery.start_soon(_pack, os.fspath(source), name, write, failed)
-            await self._backend.put(self.id, directory or "/", read, container=container)
-        for error in failed:
-            raise error
+            try:
+                await self._backend.put(self.id, directory or "/", read, container=container)
+            except SandboxError as error:
+                refused.append(error)
+        for each in (*failed, *refused):  # without a source the archive is none either
+            raise each
 
-    async def get(self, path: str, destination: PathName, *, container: str | None = None) -> None:
-        """Copy a file or tree of the task to `destination`, or into it if it is a directory."""
+    async def get(self, path: str, destination: PathName, *, container: str | None = None) -> int:
+        """Copy a file or tree of the task to `destination`, or into it if it is a directory.
+
+        Returns how many devices, sockets and fifos were left out. What is mounted below `path`
+        (volumes, /proc, /sys, /dev) is no part of it.
+        """
         read, write = os.pipe()
+        skipped: list[int] = []
         failed: list[SandboxError] = []
+        refused: list[SandboxError] = []
         async with open_nursery() as nursery:
-            nursery.start_soon(_unpack, read, os.fspath(destination), failed)
-            await self._backend.get(self.id, path, write, container=container)
-        for error in failed:
-            raise error
+            nursery.start_soon(_unpack, read, os.fspath(destination), skipped, failed)
+            try:
+                await self._backend.get(self.id, path, write, container=container)
+            except SandboxError as error:
+                refused.append(error)
+        # Who is refused sends no archive; who cannot unpack reads none.
+        ours = [error for error in failed if not isinstance(error, archive.NoArchive)]
+        for each in (*ours, *refused, *failed):
+            raise each
+        return sum(skipped)
 
 
 class Sandbox:
@@ -277,6 +306,7 @@ class Sandbox:
         TaskFailed when it could not be started.
         """
         request = task_request(image=image, command=command, **wanted)
+        deadline_s = _timeout(timeout_s)
         name = request.definition.container_definitions[0].name
         begun = time.monotonic()
         bundled = await trio.to_thread.run_sync(archive.bundle, files) if files else None
@@ -285,7 +315,7 @@ class Sandbox:
             try:
                 async with open_nursery() as nursery:
                     nursery.start_soon(capture.pump)
-                    with trio.move_on_after(timeout_s or float("inf")) as limit:
+                    with trio.move_on_after(deadline_s) as limit:
                         await task.wait()
                     if limit.cancelled_caught:
                         await _end(task)
@@ -323,11 +353,12 @@ class Sandbox:
         self,
         image: str,
         *,
-        pull: Literal["missing", "always", "never"] = "always",
+        pull: Pull = "always",
         platform: str | None = None,
         progress: Progress | None = None,
     ) -> Image:
         """Get an image ready to run; `always` asks the registry what the name stands for now."""
+        check_pull(pull)
         return await self._backend.pull(
             anchored(image), pull=pull, platform=platform, progress=progress
         )
@@ -448,22 +479,34 @@ def _duration_s(view: TaskView, otherwise: float) -> float:
     return main.finished_at - main.started_at
 
 
+def _timeout(timeout_s: float | None) -> float:
+    if timeout_s is None:
+        return math.inf
+    if not timeout_s >= 0:
+        raise InvalidParameterException(f"timeout_s is {timeout_s}, not a number of seconds")
+    return timeout_s
+
+
 async def _pack(source: str, name: str, descriptor: int, failed: list[SandboxError]) -> None:
     def work() -> None:
         try:
-            with os.fdopen(descriptor, "wb") as out, suppress(BrokenPipeError):
+            with os.fdopen(descriptor, "wb") as out:
                 archive.pack(source, name, out)
+        except BrokenPipeError:
+            pass  # the agent gave up, and its answer says why
         except (OSError, tarfile.TarError) as error:
             failed.append(ConfigError(f"{source}: {error}"))
 
     await trio.to_thread.run_sync(work)
 
 
-async def _unpack(descriptor: int, destination: str, failed: list[SandboxError]) -> None:
+async def _unpack(
+    descriptor: int, destination: str, skipped: list[int], failed: list[SandboxError]
+) -> None:
     def work() -> None:
         try:
             with os.fdopen(descriptor, "rb") as stream:
-                archive.unpack(stream, destination)
+                skipped.append(archive.unpack(stream, destination))
         except SandboxError as error:
             failed.append(error)
 

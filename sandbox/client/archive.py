@@ -29,6 +29,10 @@ Files: TypeAlias = Mapping[str, bytes | str | os.PathLike[str]]
 """What a program wants to find, by name: contents, or the path of a file or tree of this host."""
 
 
+class NoArchive(InvalidParameterException):
+    """What came is none, or only its beginning: whoever sent it may know why."""
+
+
 def pack(source: str, name: str, out: IO[bytes]) -> None:
     """Write `source` (a file or a tree) to `out` as a tar stream in which it is called `name`."""
     with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as archive:
@@ -89,7 +93,7 @@ def unpack(stream: IO[bytes], destination: str) -> int:
                 if path and not _make(root, path, member, archive, name):
                     skipped += 1
     except tarfile.TarError as error:
-        raise InvalidParameterException(f"the task sent no proper archive: {error}") from None
+        raise NoArchive(f"the task sent no proper archive: {error}") from None
     except OSError as error:
         raise ConfigError(f"{error.filename or destination}: {error.strerror}") from None
     finally:

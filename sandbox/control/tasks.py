@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import os
+import signal as signals
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Final, Literal
@@ -26,7 +27,7 @@ from sandbox.errors import (
     NotFound,
     SandboxError,
 )
-from sandbox.images import reference
+from sandbox.images import documents, reference
 from sandbox.kernel.slots import Slot
 from sandbox.model import fargate, names
 from sandbox.model.observed import ContainerStats, Event, ExecRequest, LogRecord, TaskStats
@@ -137,6 +138,11 @@ class Tasks:
                 reference.parse(container.image)
             except SandboxError as error:
                 raise ClientException(str(error)) from None
+        if request.platform:
+            try:
+                documents.parse_platform(request.platform)
+            except SandboxError as error:
+                raise InvalidParameterException(str(error)) from None
         self.capacity.check(definition, [*self._supervisors.definitions(), *self._accepting])
         return definition, version
 
@@ -279,6 +285,9 @@ class Tasks:
 
     async def kill(self, task: str, signal: int, *, container: str | None = None) -> None:
         """Send a signal to the first process of a container, by default the first essential one."""
+        if not 1 <= signal < signals.NSIG:
+            last = signals.NSIG - 1
+            raise InvalidParameterException(f"signal {signal} is none, they are 1 to {last}")
         await self._live(task).signal(signal, container)
 
     async def exec(
@@ -298,6 +307,7 @@ class Tasks:
         try:
             if not request.command:
                 raise InvalidParameterException("no command to execute")
+            _check_texts(request)
             return await self._live(task).exec(request, streams, started)
         finally:
             close_streams(streams)
@@ -384,6 +394,19 @@ class Tasks:
             if ended:
                 return
             await trio.sleep(_FOLLOW_S)
+
+
+def _check_texts(request: ExecRequest) -> None:
+    """They end in system calls, where a NUL byte would end the text."""
+    texts = {
+        "command": request.command,
+        "user": (request.user or "",),
+        "workingDirectory": (request.working_directory or "",),
+        "environment": (*request.environment, *request.environment.values()),
+    }
+    for member, values in texts.items():
+        if any("\0" in value for value in values):
+            raise InvalidParameterException(f"{member} contains a NUL byte")
 
 
 class _Logs:

@@ -12,7 +12,13 @@ import trio
 import sandbox
 import sandbox.sync
 from sandbox.client.shape import shape
-from sandbox.errors import AgentUnavailable, InvalidParameterException, NotFound, TaskFailed
+from sandbox.errors import (
+    AgentUnavailable,
+    ConfigError,
+    InvalidParameterException,
+    NotFound,
+    TaskFailed,
+)
 from sandbox.model.task import ContainerDefinition
 from tests.unit.client.agents import serving
 
@@ -48,6 +54,42 @@ async def test_a_program_beyond_its_time_is_killed(tmp_path: Path) -> None:
         with trio.fail_after(10):
             done = await sb.run("tiny", ["sleep"], timeout_s=0.1)
         assert done.timed_out and done.exit_code == 128 + signal.SIGKILL
+
+
+async def test_no_time_at_all_is_not_endless_time(tmp_path: Path) -> None:
+    async with serving(tmp_path), sandbox.connect(path(tmp_path)) as sb:
+        with trio.fail_after(10):
+            assert (await sb.run("tiny", ["sleep"], timeout_s=0)).timed_out
+            task = await sb.run_task(image="tiny", command=["sleep"])
+            assert (await task.exec(["sleep"], timeout_s=0)).timed_out
+
+
+@pytest.mark.parametrize("timeout_s", [-1, float("nan")])
+async def test_a_time_that_is_none_is_refused_before_anything_runs(
+    tmp_path: Path, timeout_s: float
+) -> None:
+    async with serving(tmp_path) as agent, sandbox.connect(path(tmp_path)) as sb:
+        with pytest.raises(InvalidParameterException, match="timeout_s is"):
+            await sb.run("tiny", ["sleep"], timeout_s=timeout_s)
+        assert not agent.tasks.requests
+
+
+async def test_arguments_that_mean_nothing_are_refused(tmp_path: Path) -> None:
+    async with serving(tmp_path) as agent, sandbox.connect(path(tmp_path)) as sb:
+        with pytest.raises(TypeError, match="command is a sequence of strings"):
+            await sb.run("tiny", "echo hi")
+        with pytest.raises(TypeError, match="unexpected keyword argument 'files'"):
+            await sb.run_task(image="tiny", files={"a": b""})  # type: ignore[call-arg]
+        with pytest.raises(InvalidParameterException, match="loopback"):
+            await sb.run("tiny", security_groups=["sg-1"])  # type: ignore[call-arg]
+        with pytest.raises(InvalidParameterException, match="pull 'foo' is none of"):
+            await sb.pull("tiny", pull="foo")  # type: ignore[arg-type]
+        assert not agent.tasks.requests
+        task = await sb.run_task(image="tiny", command=["sleep"])
+        with pytest.raises(TypeError, match="command is a sequence of strings"):
+            await task.exec("echo hi")
+        with pytest.raises(InvalidParameterException, match="since is nan, not a time"):
+            task.logs(since=float("nan"))
 
 
 async def test_cancelling_a_run_kills_its_program(tmp_path: Path) -> None:
@@ -155,6 +197,10 @@ async def test_files_go_in_and_come_out(tmp_path: Path) -> None:
             assert put.getnames() == ["srv", "srv/file"]
         await task.get("/", tmp_path / "back")
         assert (tmp_path / "back" / "file").read_bytes() == b"content"
+        with pytest.raises(ConfigError, match="/nonexistent"):
+            await task.put("/nonexistent", "/srv")
+        with pytest.raises(ConfigError, match="no/dir: No such file"):
+            await task.get("/", tmp_path / "no" / "dir" / "x")
         archive.write_bytes(b"nonsense" * 200)
         with pytest.raises(InvalidParameterException, match="proper archive"):
             await task.get("/", tmp_path / "more")
