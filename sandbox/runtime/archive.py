@@ -18,7 +18,7 @@ import os
 import shutil
 import stat
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -48,9 +48,14 @@ async def unpack(root: int, path: str, archive: int, id_base: int) -> None:
     await trio.to_thread.run_sync(_unpack, root, path, archive, id_base, abandon_on_cancel=True)
 
 
-async def place(root: int, working_directory: str, archive: int, id_base: int) -> None:
-    """Read descriptor `archive` into a root that no container has yet."""
-    await trio.to_thread.run_sync(_place, root, working_directory, archive, id_base)
+async def place(
+    root: int, working_directory: str, archive: int, id_base: int, covered: Collection[str]
+) -> None:
+    """Read descriptor `archive` into a root that no container has yet.
+
+    `covered` are the paths where the container will have something else: nothing is placed there.
+    """
+    await trio.to_thread.run_sync(_place, root, working_directory, archive, id_base, covered)
 
 
 async def remove_directory(directory: Path, containers: Iterable[str]) -> None:
@@ -197,7 +202,9 @@ def _unpack(root: int, path: str, archive: int, id_base: int) -> None:
         raise InvalidParameterException(f"{path}: {error.strerror}") from None
 
 
-def _place(root: int, working_directory: str, archive: int, id_base: int) -> None:
+def _place(
+    root: int, working_directory: str, archive: int, id_base: int, covered: Collection[str]
+) -> None:
     """As `_unpack`, but links on the way to a name are followed, inside the root: the image's."""
     name = working_directory
     try:
@@ -209,6 +216,8 @@ def _place(root: int, working_directory: str, archive: int, id_base: int) -> Non
                 if count >= _MAX_ENTRIES:
                     raise InvalidParameterException("too many files")
                 name = os.path.normpath(os.path.join("/", working_directory, info.name))
+                name = name.replace("//", "/", 1)  # POSIX lets two slashes begin a name
+                _check_seen(name, covered)
                 above, last = os.path.split(name)
                 if last:
                     mounts.make_dirs(root, above, 0o755, id_base, id_base)
@@ -220,6 +229,12 @@ def _place(root: int, working_directory: str, archive: int, id_base: int) -> Non
         raise InvalidParameterException(f"{name}: {os.strerror(error.errno)}") from None
     except OSError as error:
         raise InvalidParameterException(f"{name}: {error.strerror}") from None
+
+
+def _check_seen(name: str, covered: Iterable[str]) -> None:
+    for path in covered:
+        if f"{name}/".startswith(f"{path}/"):
+            raise InvalidParameterException(f"{name}: the container has something else at {path}")
 
 
 def _extract(tar: tarfile.TarFile, info: tarfile.TarInfo, target: int, id_base: int) -> None:

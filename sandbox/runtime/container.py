@@ -35,6 +35,8 @@ DEFAULT_NOFILE: Final = 65535
 LOG_SEGMENTS: Final = 32
 WRITTEN: Final = ("etc/hostname", "etc/hosts", "etc/resolv.conf", "etc/")
 """What is written into a container's root before it starts: its own files of the network."""
+MOUNTED: Final = ("/proc", "/sys", "/dev")
+"""Where every container has file systems of its own."""
 
 _NOSUID, _NODEV, _NOEXEC, _RDONLY = (
     native.MOUNT_ATTR_NOSUID,

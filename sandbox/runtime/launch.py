@@ -11,6 +11,8 @@ from sandbox.model.task import ContainerDefinition
 from sandbox.runtime import archive
 from sandbox.runtime import keeper as keepers
 from sandbox.runtime.container import (
+    MOUNTED,
+    WRITTEN,
     Place,
     VolumeMount,
     compile_container,
@@ -31,13 +33,15 @@ async def start(
             lent.callback(os.close, made.root)
         root, made.root = made.root, None
         assert root is not None, "steps.make_root comes before every start"
+        volumes = _volumes(scene, definition, lent)
         if streams is not None and streams.files is not None:
             place = working_directory(definition, made.image.config)
-            await archive.place(root, place, streams.files, scene.task.id_base)
+            covered = _covered(volumes)
+            await archive.place(root, place, streams.files, scene.task.id_base, covered)
         program = compile_container(
             definition,
             made.image.config,
-            _place(scene, definition, root, _volumes(scene, definition, lent)),
+            _place(scene, definition, root, volumes),
             user=made.user,
             limits=made.limits,
             streams=streams,
@@ -70,6 +74,13 @@ def _place(
         resolv_conf=scene.interface.resolv_conf,
         region=scene.node.place.region,
     )
+
+
+def _covered(volumes: tuple[VolumeMount, ...]) -> list[str]:
+    """The paths at which the image's root will not be seen."""
+    written = (f"/{name}" for name in WRITTEN if not name.endswith("/"))
+    paths = (os.path.normpath(volume.path).replace("//", "/", 1) for volume in volumes)
+    return [*paths, *MOUNTED, *written]
 
 
 def _volumes(

@@ -12,7 +12,7 @@ import sandbox
 from sandbox.agent import Agent
 from sandbox.client.api import Sandbox
 from sandbox.client.embedded import Embedded
-from sandbox.errors import ClientException, ConfigError, InvalidParameterException
+from sandbox.errors import ClientException, ConfigError, InvalidParameterException, TaskFailed
 from tests.kernel.probe_image import Images
 from tests.kernel.tasks import STAYS
 
@@ -108,3 +108,34 @@ async def test_what_goes_wrong_with_a_task_is_an_error_of_ours_that_says_why(
     await task.exec(["mkfifo", "/bin/fifo"])
     assert await task.get("/bin", tmp_path / "bin") == 1
     await task.stop()
+
+
+@pytest.mark.parametrize(
+    ("name", "over"),
+    [
+        ("/volume/deep/file", "/volume"),
+        ("/volume", "/volume"),
+        ("file", "/volume"),
+        ("/proc/x", "/proc"),
+        ("//proc/x", "/proc"),
+        ("/sys/x", "/sys"),
+        ("/dev/shm/x", "/dev"),
+        ("/etc/hosts", "/etc/hosts"),
+    ],
+)
+async def test_a_file_that_the_program_would_not_see_is_refused(
+    agent: Agent, probe_image: str, name: str, over: str
+) -> None:
+    embedded = Sandbox(Embedded(agent), on_exit="stop")
+    with pytest.raises(TaskFailed) as refused:
+        await embedded.run(
+            probe_image,
+            ["true"],
+            files={name: b""},
+            volumes=["v:/volume"],
+            working_directory="/volume/work",
+        )
+    where = name.replace("//", "/") if name.startswith("/") else f"/volume/work/{name}"
+    assert refused.value.cause == (
+        f"CannotStartContainerError: {where}: the container has something else at {over}"
+    )
