@@ -56,7 +56,7 @@ class RunOptions(TypedDict, total=False):
     """NAME:/path[:ro], or with `containers` the task's volumes: names, or as ECS has them."""
     ulimits: Sequence[str]
     """NAME=SOFT[:HARD]"""
-    ports: Sequence[str]
+    ports: Sequence[str | int]
     """PORT[/udp]"""
     stop_timeout: int | None
     interactive: bool
@@ -111,7 +111,7 @@ def task_request(**wanted: Unpack[TaskOptions]) -> RunRequest:
         )
         volumes = [
             Volume(name=each) if isinstance(each, str) else _record(Volume, each, f"volumes[{i}]")
-            for i, each in enumerate(wanted.get("volumes", ()))
+            for i, each in enumerate(wanted.get("volumes") or ())
         ]
     else:
         definitions = (_single(wanted),)
@@ -164,24 +164,28 @@ def _meant(name: str, known: Iterable[str]) -> str:
 
 
 def _single(wanted: TaskOptions) -> ContainerDefinition:
+    image, environment = wanted["image"], wanted.get("environment") or {}
+    if not isinstance(image, str):
+        raise TypeError(f"image is a string, not {image!r}")
+    if not isinstance(environment, Mapping):
+        raise TypeError(f"environment is a mapping of strings, not {environment!r}")
     entry_point = wanted.get("entry_point")
     return ContainerDefinition(
         name=wanted.get("name", CONTAINER),
-        image=anchored(wanted["image"]),
-        command=tuple(wanted.get("command", ())) or None,
+        image=anchored(image),
+        command=tuple(wanted.get("command") or ()) or None,
         entry_point=None if entry_point is None else tuple(entry_point),
         environment=tuple(
-            KeyValuePair(name=name, value=value)
-            for name, value in wanted.get("environment", {}).items()
+            KeyValuePair(name=name, value=value) for name, value in environment.items()
         ),
         user=wanted.get("user"),
         working_directory=wanted.get("working_directory"),
         readonly_root_filesystem=wanted.get("read_only", False),
         linux_parameters=LinuxParameters(init_process_enabled=wanted.get("init", False)),
-        ulimits=tuple(ulimit(text) for text in wanted.get("ulimits", ())),
+        ulimits=tuple(ulimit(str(text)) for text in wanted.get("ulimits") or ()),
         stop_timeout=wanted.get("stop_timeout"),
-        mount_points=tuple(volume(str(text)) for text in wanted.get("volumes", ())),
-        port_mappings=tuple(port(text) for text in wanted.get("ports", ())),
+        mount_points=tuple(volume(str(text)) for text in wanted.get("volumes") or ()),
+        port_mappings=tuple(port(str(text)) for text in wanted.get("ports") or ()),
         interactive=wanted.get("interactive", False),
         pseudo_terminal=wanted.get("terminal", False),
     )

@@ -186,6 +186,20 @@ def test_one_string_in_place_of_several_is_a_type_error(name: str) -> None:
         task_request(image="tiny", **option)
 
 
+@pytest.mark.parametrize("option", [{"environment": "A=1"}, {"image": 5}])
+def test_an_option_of_another_kind_is_a_type_error(option: Any) -> None:
+    with pytest.raises(TypeError, match=next(iter(option))):
+        task_request(**{"image": "tiny", **option})
+
+
+def test_a_port_may_be_a_number_and_none_is_nothing() -> None:
+    nothing: Any = dict.fromkeys(["command", "environment", "volumes", "ulimits"])
+    (container,) = task_request(image="t", ports=[80], **nothing).definition.container_definitions
+    assert container == ContainerDefinition(
+        name="main", image="t", port_mappings=(PortMapping(container_port=80),)
+    )
+
+
 def test_a_word_for_pull_that_there_is_not_is_refused() -> None:
     with pytest.raises(InvalidParameterException, match="pull 'foo' is none of missing, always"):
         task_request(image="tiny", pull="foo")  # type: ignore[arg-type]
