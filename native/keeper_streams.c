@@ -121,6 +121,16 @@ static void take(struct stream *t, int ended) {
     }
 }
 
+/* Nothing more can be passed on. As in a shell's pipeline the program learns it from its own pipe,
+ * which has no reader from now on: SIGPIPE, or EPIPE for who ignores that, as every pid 1 does. A
+ * terminal has both directions and outlives its client. */
+static void break_off(struct stream *t, int terminal) {
+    t->begin = t->end;
+    t->to == terminal ? (void)(t->to = -1) : forget(&t->to);
+    if (t->from != terminal)
+        forget(&t->from);
+}
+
 static void pass_on(struct stream *t, int terminal) {
     size_t size = t->end - t->begin;
     if (t->to < 0)
@@ -131,7 +141,7 @@ static void pass_on(struct stream *t, int terminal) {
     if (written > 0)
         t->begin += (uint32_t)written;
     else if (written < 0 && errno != EAGAIN && errno != EINTR)
-        t->begin = t->end, t->to == terminal ? (void)(t->to = -1) : forget(&t->to);
+        break_off(t, terminal);
 }
 
 static void advance_output(struct streams *s, struct stream *t, int ended) {

@@ -226,18 +226,53 @@ async def read_all(fd: int) -> bytes:
     return b"".join(parts)
 
 
-async def test_a_client_that_is_gone_costs_the_program_nothing(agent: Agent, tiny: str) -> None:
+@pytest.mark.guest
+@pytest.mark.parametrize(("init", "code"), [(False, 1), (True, 141)], ids=["pid 1", "init"])
+async def test_a_program_ends_when_its_output_has_no_reader_any_more(
+    agent: Agent, tiny: str, init: bool, code: int
+) -> None:
+    """`sandbox run IMAGE yes | head`. The kernel spares every pid 1 the signal, not the error."""
     reader, writer = os.pipe()
-    fed = Fed()
-    script = "sleep 0.3; yes 1234567 | head -c 1000000; cat; echo done >&2"
-    task = await run(agent, Streams(stdin=fed.give(), stdout=writer), app(tiny, script))
+    parameters = LinuxParameters(init_process_enabled=init)
+    wanted = app(tiny, "exec yes", linux_parameters=parameters)
+    task = await run(agent, Streams(stdout=writer), wanted)
+    await trio.lowlevel.wait_readable(reader)
+    assert os.read(reader, 4) == b"y\ny\n"
     os.close(reader)
+    with trio.fail_after(10):
+        assert (await finish(agent, task)).container.exit_code == code
+
+
+@pytest.mark.guest
+async def test_a_command_ends_when_its_output_has_no_reader_any_more(
+    agent: Agent, tiny: str
+) -> None:
+    task = await started(agent, app(tiny, "exec sleep 1000"))
+    for stream in ("stdout", "stderr"):
+        reader, writer = os.pipe()
+        os.close(reader)
+        request = ExecRequest(command=("sh", "-c", f"exec yes >/dev/{stream}"))
+        with trio.fail_after(10):
+            code = await agent.tasks.exec(task, request, streams=Streams(**{stream: writer}))
+        assert code == 141
+    await killed(agent, task)
+
+
+async def test_one_outputs_reader_that_is_gone_costs_the_program_nothing_else(
+    agent: Agent, tiny: str
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    fed = Fed()
+    script = "sleep 0.3; yes 1234567 | head -c 1000000; cat >&2; yes 1 | head -c 1000000 >&2"
+    task = await run(agent, Streams(stdin=fed.give(), stdout=writer), app(tiny, script))
+    await fed.write(b"to stderr\n")
     await fed.close()
     with trio.fail_after(20):
         outcome = await finish(agent, task)
     assert outcome.container.exit_code == 0
-    assert len(outcome.stdout) == 1_000_000
-    assert outcome.stderr == "done\n"
+    assert "to stderr\n" in outcome.stderr
+    assert outcome.stderr.endswith("1\n" * 500_000)
 
 
 async def test_output_that_nobody_reads_waits_for_its_reader_until_the_task_is_stopped(

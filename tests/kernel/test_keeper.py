@@ -307,15 +307,16 @@ async def test_sigterm_makes_it_forget_a_client_that_does_not_read(status_dir: P
     assert output(status_dir) == b"x" * 300000
 
 
-async def test_a_client_that_has_gone_does_not_end_the_program(status_dir: Path) -> None:
+async def test_a_client_that_has_gone_breaks_the_programs_own_pipe(status_dir: Path) -> None:
     ours, theirs = os.pipe()
     os.close(ours)
-    program = shell("echo one; sleep 0.05; echo two; exit 4", stdout=theirs)
-    end = await to_its_end(program, status_dir)
+    script = "echo one; sleep 0.2; sh -c 'echo two'; echo $? >&2; exit 4"
+    end = await to_its_end(shell(script, stdout=theirs), status_dir)
     os.close(theirs)
     assert isinstance(end, Ended)
     assert end.exit_code == 4
-    assert output(status_dir) == b"one\ntwo\n"
+    assert output(status_dir) == b"one\n", "what nobody can get is not written"
+    assert output(status_dir, "stderr") == b"141\n"
 
 
 # The log -----------------------------------------------------------------------------------
