@@ -56,9 +56,12 @@ static void write_status(const char *name, const char *aside, int flags, const c
     renameat(STATUS_FD, aside, STATUS_FD, name);
 }
 
+#define EXIT_SIZE 96
+#define EXIT_LOSSES 64 /* where they begin: the line before them is shorter */
+
 /* A full disk must not swallow how the container ended: the room for it is taken beforehand. */
 static int reserve_exit(void) {
-    char blank[96];
+    char blank[EXIT_SIZE];
     memset(blank, ' ', sizeof blank);
     int fd = openat(STATUS_FD, "exit.new", O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (fd < 0 || write(fd, blank, sizeof blank) != (ssize_t)sizeof blank)
@@ -95,6 +98,20 @@ static void report(uint32_t kind, uint32_t record, int32_t value, uint64_t start
     /* The agent may be gone; it finds the file. */
     if (write(REPORT_FD, &r, sizeof r) < 0)
         errno = 0;
+}
+
+/* Output is passed on after the end was told, so what a client refused of it is added later: into
+ * the room that was reserved, by one line `lost STREAM ERRNO` a stream. */
+static void add_losses(const struct streams *streams) {
+    char text[EXIT_SIZE - EXIT_LOSSES + 1] = "";
+    int size = 0;
+    for (int i = 0; i < 2; i++)
+        if (streams->out[i].lost)
+            size += snprintf(text + size, sizeof text - (size_t)size, "lost %u %d\n",
+                             streams->out[i].number, streams->out[i].lost);
+    int fd = size ? openat(STATUS_FD, "exit", O_WRONLY | O_CLOEXEC) : -1;
+    if (fd >= 0 && pwrite(fd, text, (size_t)size, EXIT_LOSSES) == size)
+        close(fd);
 }
 
 /* The keeper itself cannot work: told like a failed record, with a number that no record has. */
@@ -299,6 +316,7 @@ static int keep(unsigned descriptors) {
     write_pids(init, init_start, streams.terminal);
     report(REPORT_STARTED, 0, init, init_start);
     tend(&streams, signals, init);
+    add_losses(&streams);
     /* The agent was woken by the report; only now comes what waits for the disk. */
     log_sync(&streams.log);
     fsync(STATUS_FD);

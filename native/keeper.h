@@ -7,7 +7,8 @@
  *     status directory     lock    flock held while the keeper lives
  *                          pid     who runs, and at which numbers the keeper holds descriptors
  *                          log/N   segments of frames (keeper_log.c)
- *                          exit    how it ended: written whole, renamed into place
+ *                          exit    how it ended: written whole, renamed into place; behind
+ *                                  that, before the keeper leaves, what a client refused
  *
  * Three processes take part in a start:
  *
@@ -154,6 +155,7 @@ struct stream {
     int to;         /* a client's descriptor; -1 when there is none (any more) */
     uint8_t number; /* STREAM_* */
     int logged;     /* what the buffer holds is in the log already */
+    int lost;       /* errno with which a client refused output; 0 also when it only went away */
     uint32_t begin, end;
     char *buffer; /* what was read and is not yet logged and passed on to the client */
 };

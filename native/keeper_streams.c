@@ -121,10 +121,12 @@ static void take(struct stream *t, int ended) {
     }
 }
 
-/* Nothing more can be passed on. As in a shell's pipeline the program learns it from its own pipe,
- * which has no reader from now on: SIGPIPE, or EPIPE for who ignores that, as every pid 1 does. A
- * terminal has both directions and outlives its client. */
+/* Nothing more can be passed on: no reader is left, or a disk is full, which is kept to be told. As
+ * in a shell's pipeline the program learns it from its own pipe, which has no reader from now on:
+ * SIGPIPE, or EPIPE for who ignores that, as every pid 1 does. A terminal has both directions and
+ * outlives its client. */
 static void break_off(struct stream *t, int terminal) {
+    t->lost = errno == EPIPE || errno == ECONNRESET ? 0 : errno;
     t->begin = t->end;
     t->to == terminal ? (void)(t->to = -1) : forget(&t->to);
     if (t->from != terminal)

@@ -110,7 +110,8 @@ class TaskFailed(SandboxError):
         super().__init__(cause)
         self.cause = cause
         self.exit_code = exit_code
-        """126 (not executable) or 127 (not found) as a shell has them, when that was it."""
+        """126 (not executable) or 127 (not found) as a shell has them, when that was it; 125 for
+        a command whose output could not be written."""
         self.container = container
         """Which one is to blame, when one of several is."""
 

@@ -255,8 +255,13 @@ class Attached:
         return False
 
     def status(self, stopped: TaskView) -> int:
+        losses = [text for each in stopped.known.containers for text in each.lost_output]
+        for loss in losses:
+            complain(loss)
         if self.is_timed_out:
             return TIMED_OUT
+        if losses:
+            return OURS
         status, notes = outcome(stopped)
         if status == OURS and self._last_signal is not None:
             return 128 + self._last_signal

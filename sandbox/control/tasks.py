@@ -301,8 +301,9 @@ class Tasks:
         """Run a command in a running container; returns its exit code (128+n for a signal).
 
         `started` is told the exec's id, which `resize` takes. Cancelling kills the command.
-        Raises TaskFailed with a text as a shell's when it cannot be started (exit 126 or 127 are
-        `error.exit_code`), InvalidParameterException when the container is not running.
+        Raises TaskFailed with a text as a shell's when it cannot be started (`error.exit_code` is
+        126 or 127) or when `streams` did not take its output (125), InvalidParameterException when
+        the container is not running.
         """
         try:
             if not request.command:

@@ -336,6 +336,8 @@ class ContainerKnown(Record, frozen=True, kw_only=True):
     health_output: str | None = None
     lowered: tuple[str, ...] = ()
     """Defaults that this host could not give in full, one sentence each."""
+    lost_output: tuple[str, ...] = ()
+    """What a client's own descriptors did not take, one sentence each: a full disk."""
 
 
 class TaskKnown(Record, frozen=True, kw_only=True):

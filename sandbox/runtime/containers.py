@@ -24,7 +24,7 @@ from sandbox.model.request import Streams
 from sandbox.model.task import ContainerDefinition
 from sandbox.runtime import execs, health, launch, ordering, recovery, steps
 from sandbox.runtime.container import choose_limits
-from sandbox.runtime.keeper import Ended, Failed, Keeper, Lost, StartFailed
+from sandbox.runtime.keeper import Ended, Failed, Keeper, Lost, StartFailed, read_losses
 from sandbox.runtime.node import Node
 from sandbox.runtime.record import Record
 from sandbox.runtime.recovery import Found
@@ -319,7 +319,15 @@ class Containers:
         self._node.failpoints.reach("leave.do")
         for keeper in self._keepers.values():
             await self._see_out(keeper)
+        for known in self._record.known.containers:
+            self._note_losses(known.name)
         self._node.failpoints.reach("leave.done")
+
+    def _note_losses(self, name: str) -> None:
+        """What its clients refused; only a first start has any."""
+        directory = self._node.container_dir(self._record.known.id, name) / "run.0"
+        if losses := read_losses(directory):
+            self._record.note(name, lost_output=losses)
 
     async def _see_out(self, keeper: Keeper) -> None:
         """Clients may take their time to read what is left, until the task is wanted stopped."""

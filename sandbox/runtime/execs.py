@@ -173,6 +173,7 @@ async def run(
     """The exit code. `running` has the exec's keeper while it runs, by the exec's id.
 
     What the command leaves running in the background runs on, unless this is cancelled.
+    TaskFailed with code 125 when the client's descriptors did not take all output.
     """
     reach = target.node.failpoints.reach
     reach("exec.do")
@@ -182,14 +183,18 @@ async def run(
     if started is not None:
         started(command.id)
     end = None
+    losses: tuple[str, ...] = ()
     try:
         end = await command.keeper.wait()
         await command.keeper.wait_gone()
+        losses = keepers.read_losses(command.keeper.status_dir)
     finally:
         del running[command.id]
         reach("exec.undo")
         await command.leave(kill=end is None)
         reach("exec.undone")
+    if losses:
+        raise TaskFailed("; ".join(losses), 125)
     return end.exit_code if isinstance(end, Ended) else 137
 
 

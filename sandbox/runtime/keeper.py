@@ -28,6 +28,7 @@ from sandbox.errors import InvalidParameterException, KernelError
 from sandbox.kernel import native
 from sandbox.kernel.program import Program
 from sandbox.model.task import KeeperIdentity
+from sandbox.runtime.logs import STREAMS
 
 _REPORT: Final = struct.Struct("<IIiIQQ")
 _STARTED, _FAILED, _ENDED = 1, 2, 3
@@ -377,13 +378,32 @@ async def _reap(pid: int) -> None:
 def read_exit(status_dir: Path) -> Ended | Failed | None:
     """What the keeper wrote down, None when there is nothing (yet)."""
     try:
-        word, record, value, at_ns = (status_dir / "exit").read_text().split()
-    except (OSError, ValueError):
+        word, record, value, at_ns = _read_exit_file(status_dir)[0].split()
+    except (OSError, ValueError, IndexError):
         return None
     at = int(at_ns) / 1e9
     if word == "ended":
         return Ended(status=int(value), at=at)
     return Failed(record=int(record), errno=int(value), at=at)
+
+
+def read_losses(status_dir: Path) -> tuple[str, ...]:
+    """Output that a client refused, a sentence each; complete once the keeper has gone.
+
+    A client that only went away is none of them: it wanted no more.
+    """
+    try:
+        lines = [line.split() for line in _read_exit_file(status_dir)[1:]]
+        return tuple(
+            f"{STREAMS[int(stream)]}: {os.strerror(int(error))}: output was lost"
+            for _, stream, error in filter(None, lines)
+        )
+    except (OSError, ValueError, KeyError):
+        return ()
+
+
+def _read_exit_file(status_dir: Path) -> list[str]:
+    return (status_dir / "exit").read_text().splitlines()
 
 
 async def find(status_dir: Path, fences: list[int]) -> Keeper | Ended | Failed | Lost:

@@ -18,7 +18,7 @@ from sandbox.model.observed import LogRecord
 
 _HEAD: Final = struct.Struct("<QBI")
 _MAX_FRAME: Final = 1 << 20
-_STREAMS: Final = {1: "stdout", 2: "stderr", 3: "terminal", 255: "keeper"}
+STREAMS: Final = {1: "stdout", 2: "stderr", 3: "terminal", 255: "keeper"}
 _READ: Final = 1 << 18
 
 
@@ -74,7 +74,7 @@ class Tail:
                 yield LogRecord(
                     at_ns=at_ns,
                     container=self._container,
-                    stream=_STREAMS.get(stream, "keeper"),
+                    stream=STREAMS.get(stream, "keeper"),
                     data=rest[start + _HEAD.size : end],
                 )
                 start = end

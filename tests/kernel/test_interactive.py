@@ -8,13 +8,14 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
-from sandbox.agent import Agent
-from sandbox.errors import ClientException, InvalidParameterException
+from sandbox.agent import Agent, open_agent
+from sandbox.errors import ClientException, InvalidParameterException, TaskFailed
 from sandbox.model.observed import ExecRequest
 from sandbox.model.request import RunRequest, Streams
 from sandbox.model.task import ContainerDefinition, LinuxParameters, Status
@@ -273,6 +274,48 @@ async def test_one_outputs_reader_that_is_gone_costs_the_program_nothing_else(
     assert outcome.container.exit_code == 0
     assert "to stderr\n" in outcome.stderr
     assert outcome.stderr.endswith("1\n" * 500_000)
+
+
+FULL = "No space left on device: output was lost"
+
+
+def full() -> int:
+    return os.open("/dev/full", os.O_WRONLY)
+
+
+@pytest.mark.guest
+@pytest.mark.parametrize("tty", [False, True], ids=["pipes", "terminal"])
+async def test_output_that_a_full_disk_refuses_is_no_silent_loss(
+    agent: Agent, tiny: str, tty: bool
+) -> None:
+    wanted = app(tiny, "echo one; echo two >&2", pseudo_terminal=tty)
+    task = await run(agent, Streams(stdout=full(), stderr=full()), wanted)
+    with trio.fail_after(20):
+        lost = (await finish(agent, task)).container.lost_output
+    assert lost == ((f"terminal: {FULL}",) if tty else (f"stdout: {FULL}", f"stderr: {FULL}"))
+
+
+@pytest.mark.guest
+async def test_output_that_a_full_disk_refuses_fails_a_command(agent: Agent, tiny: str) -> None:
+    task = await started(agent, app(tiny, "exec sleep 1000"))
+    for words in (("echo", "x"), ("yes",)):
+        with pytest.raises(TaskFailed, match=f"^stdout: {FULL}$") as caught, trio.fail_after(20):
+            await agent.tasks.exec(task, ExecRequest(command=words), streams=Streams(stdout=full()))
+        assert caught.value.exit_code == 125
+    await killed(agent, task)
+
+
+async def test_a_loss_of_output_is_told_by_an_agent_that_was_not_there(
+    state_dir: Path, tmp_path: Path, tiny: str
+) -> None:
+    async with open_agent(state_dir, tmp_path / "run", resident=True) as agent:
+        wanted = app(tiny, "echo up; sleep 0.5; echo down")
+        task = await run(agent, Streams(stdout=full()), wanted)
+        await heard(agent, task, "up")
+    await trio.sleep(1)
+    async with open_agent(state_dir, tmp_path / "run", resident=True) as agent:
+        with trio.fail_after(20):
+            assert (await finish(agent, task)).container.lost_output == (f"stdout: {FULL}",)
 
 
 async def test_output_that_nobody_reads_waits_for_its_reader_until_the_task_is_stopped(

@@ -319,6 +319,28 @@ async def test_a_client_that_has_gone_breaks_the_programs_own_pipe(status_dir: P
     assert output(status_dir, "stderr") == b"141\n"
 
 
+@pytest.mark.parametrize("more", ["", "sleep 0.2; echo two; "], ids=["at its end", "while it runs"])
+async def test_output_that_a_client_refuses_is_told_beside_the_end(
+    status_dir: Path, more: str
+) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    end = await to_its_end(shell(f"echo one; {more}exit 4", stdout=full), status_dir)
+    os.close(full)
+    assert keepers.read_losses(status_dir) == ("stdout: No space left on device: output was lost",)
+    assert isinstance(end, Ended)
+    assert await find(status_dir) == end
+    assert end.exit_code == 4
+    assert output(status_dir) == b"one\n"
+
+
+async def test_no_loss_is_told_of_a_client_that_took_all_or_went_away(status_dir: Path) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    await to_its_end(shell("echo one", stdout=theirs), status_dir)
+    os.close(theirs)
+    assert keepers.read_losses(status_dir) == ()
+
+
 # The log -----------------------------------------------------------------------------------
 
 

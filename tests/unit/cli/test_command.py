@@ -91,6 +91,7 @@ async def test_stdin_is_the_programs_only_when_asked_for(tmp_path: Path) -> None
         (["run", "-d", "-t", "tiny"], 125, "-d excludes"),
         (["run", "--timeout", "soon", "tiny"], 125, "not a duration"),
         (["run", "tiny", "oom"], 137, "OutOfMemoryError: Container killed due to memory usage"),
+        (["run", "tiny", "overflow"], 125, "sandbox: stdout: No space left on device"),
         (["exec", "nobody", "true"], 125, "no task nobody"),
         (["inspect", "nobody"], 1, "no task nobody"),
         (["stop", "nobody"], 1, "no task nobody"),

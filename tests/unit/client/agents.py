@@ -120,6 +120,10 @@ class FakeTasks:
             while not task.signals and task.view.desired.desired_status == "RUNNING":
                 await task.changed.wait()
             code = 128 + (task.signals[-1] if task.signals else 15)
+        elif verb == "overflow":
+            (known, *_) = task.view.known.containers
+            known = msgspec.structs.replace(known, lost_output=("stdout: No space left on device",))
+            task.move(Status.RUNNING, containers=(known,))
         close_streams(streams)
         reason = "OutOfMemoryError: Container killed due to memory usage" if verb == "oom" else None
         self._stop(
