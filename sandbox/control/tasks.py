@@ -8,6 +8,7 @@ What needs a live container (exec, signals, terminals, files) is passed on to th
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import heapq
 import os
 import signal as signals
@@ -93,6 +94,8 @@ class Tasks:
         """
         try:
             definition, version = self._accept(request)
+            for given in (streams or {}).values():
+                _check_streams(given)
             slot = await self._take_slot(definition)
         except BaseException:
             for given in (streams or {}).values():
@@ -309,6 +312,7 @@ class Tasks:
             if not request.command:
                 raise InvalidParameterException("no command to execute")
             _check_texts(request)
+            _check_streams(streams)
             return await self._live(task).exec(request, streams, started)
         finally:
             close_streams(streams)
@@ -408,6 +412,24 @@ def _check_texts(request: ExecRequest) -> None:
     for member, values in texts.items():
         if any("\0" in value for value in values):
             raise InvalidParameterException(f"{member} contains a NUL byte")
+
+
+def _check_streams(streams: Streams) -> None:
+    """One that is open for something else would never become ready, or fail only once it is used:
+    a caller that had closed its stdout may hand over what has come to stand there."""
+    roles = {"stdin": False, "files": False, "stdout": True, "stderr": True}
+    for role, is_written in roles.items():
+        descriptor: int | None = getattr(streams, role)
+        if descriptor is None:
+            continue
+        try:
+            flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+        except OSError as error:
+            raise InvalidParameterException(f"{role}: {os.strerror(error.errno or 0)}") from None
+        unfit = os.O_RDONLY if is_written else os.O_WRONLY
+        if flags & os.O_ACCMODE == unfit or flags & os.O_PATH:
+            way = "writing" if is_written else "reading"
+            raise InvalidParameterException(f"{role}: the descriptor is not open for {way}")
 
 
 class _Logs:

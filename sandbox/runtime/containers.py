@@ -443,7 +443,8 @@ def close_streams(streams: Streams | None) -> None:
     if streams is None:
         return
     for fd in set(streams.descriptors):
-        os.close(fd)
+        with contextlib.suppress(OSError):  # a client may name one that is not open
+            os.close(fd)
 
 
 def start_failure(error: StartFailed) -> tuple[str, int | None]:

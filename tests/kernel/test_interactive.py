@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -346,6 +346,49 @@ async def test_descriptors_of_a_refused_task_are_closed(agent: Agent, tiny: str)
     with pytest.raises(ClientException):
         await agent.tasks.run(request, streams={"app": Streams(stdout=writer)})
     assert await read_all(reader) == b""
+
+
+def end_of_a_pipe(index: int) -> int:
+    ends = os.pipe()
+    os.close(ends[1 - index])
+    return ends[index]
+
+
+@pytest.mark.parametrize(
+    ("role", "wrong"),
+    [
+        ("stdin", lambda: end_of_a_pipe(1)),
+        ("stdout", lambda: end_of_a_pipe(0)),
+        ("stderr", lambda: os.open("/", os.O_PATH)),
+        ("files", lambda: os.open("/dev/null", os.O_WRONLY)),
+    ],
+    ids=["stdin", "stdout", "stderr", "files"],
+)
+async def test_a_descriptor_that_is_open_for_something_else_is_refused(
+    agent: Agent, tiny: str, role: str, wrong: Callable[[], int]
+) -> None:
+    """A pipe's reading end as stdout is never ready to be written: its program would never end."""
+    way = "writing" if role in ("stdout", "stderr") else "reading"
+    said = f"^{role}: the descriptor is not open for {way}$"
+    task = await started(agent, app(tiny, "exec sleep 1000"))
+    reader, writer = os.pipe()
+    other = "stderr" if role == "stdout" else "stdout"
+    with pytest.raises(InvalidParameterException, match=said):
+        await run(agent, Streams(**{role: wrong(), other: writer}), app(tiny, "true"))
+    with pytest.raises(InvalidParameterException, match=said):
+        request = ExecRequest(command=("true",))
+        await agent.tasks.exec(task, request, streams=Streams(**{role: wrong()}))
+    assert [view.id for view in agent.tasks.list()] == [task]
+    assert await read_all(reader) == b"", "it is closed"
+    await killed(agent, task)
+
+
+async def test_a_descriptor_that_is_not_open_is_refused(agent: Agent, tiny: str) -> None:
+    reader, writer = os.pipe()
+    os.close(writer)
+    with pytest.raises(InvalidParameterException, match="stdout: Bad file descriptor"):
+        await run(agent, Streams(stdout=writer), app(tiny, "true"))
+    os.close(reader)
 
 
 async def test_descriptors_of_a_task_that_never_starts_are_closed(agent: Agent, tiny: str) -> None:
