@@ -9,7 +9,6 @@ Docker's defaults are Fargate's where AWS says nothing.
 from __future__ import annotations
 
 import os
-import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,7 +16,7 @@ from typing import Final
 
 from sandbox.errors import TaskFailed
 from sandbox.images.documents import ImageConfig
-from sandbox.kernel import capabilities, native, seccomp
+from sandbox.kernel import capabilities, native, rlimits, seccomp
 from sandbox.kernel.program import (
     NO_FD,
     ON_FULL_DROP_OLDEST,
@@ -26,6 +25,7 @@ from sandbox.kernel.program import (
     Program,
     groups,
 )
+from sandbox.kernel.rlimits import HostLimits
 from sandbox.model.request import Streams
 from sandbox.model.task import ContainerDefinition, Ulimit
 
@@ -78,24 +78,6 @@ _MASKED: Final = (
     *(f"sys/devices/system/cpu/cpu{n}/thermal_throttle" for n in range(_PROCESSORS)),
 )
 _READ_ONLY: Final = ("proc/bus", "proc/fs", "proc/irq", "proc/sys", "proc/sysrq-trigger")
-_LIMITS: Final = {
-    "core": resource.RLIMIT_CORE,
-    "cpu": resource.RLIMIT_CPU,
-    "data": resource.RLIMIT_DATA,
-    "fsize": resource.RLIMIT_FSIZE,
-    "locks": 10,  # RLIMIT_LOCKS, which Python does not name
-    "memlock": resource.RLIMIT_MEMLOCK,
-    "msgqueue": resource.RLIMIT_MSGQUEUE,
-    "nice": resource.RLIMIT_NICE,
-    "nofile": resource.RLIMIT_NOFILE,
-    "nproc": resource.RLIMIT_NPROC,
-    "rss": resource.RLIMIT_RSS,
-    "rtprio": resource.RLIMIT_RTPRIO,
-    "rttime": resource.RLIMIT_RTTIME,
-    "sigpending": resource.RLIMIT_SIGPENDING,
-    "stack": resource.RLIMIT_STACK,
-}
-_UNLIMITED: Final = (1 << 64) - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,34 +166,37 @@ def container_environment(
     return variables | {pair.name: pair.value for pair in definition.environment}
 
 
-def choose_limits(ulimits: Sequence[Ulimit], *, may_raise: bool) -> LimitChoice:
-    """What was asked for, and Fargate's default of open files as far as the host gives it.
+def choose_limits(ulimits: Sequence[Ulimit], host: HostLimits) -> LimitChoice:
+    """What was asked for; else Fargate's default of open files and the kernel's of all others.
 
-    Without CAP_SYS_RESOURCE (`may_raise`) no hard limit goes above the agent's own: a default is
-    then lowered and named; TaskFailed for a value that was asked for.
+    Where no hard limit can go above the agent's own, a default is lowered and named; TaskFailed for
+    a value that was asked for.
     """
-    limits, lowered = [], []
+    chosen = host.defaults() | {"nofile": (DEFAULT_NOFILE, DEFAULT_NOFILE)}
+    lowered = []
+    for name, (soft, hard) in chosen.items():
+        if not host.may_raise and hard > host.hard[name]:
+            given = host.hard[name]
+            chosen[name] = (min(soft, given), given)
+            lowered.append((name, f"{name} is {given}, not {_shown(hard)}: the host's hard limit"))
     for ulimit in ulimits:
-        number = _LIMITS[ulimit.name]
-        soft, hard = _known(ulimit.soft_limit), _known(ulimit.hard_limit)
-        ceiling = _known(resource.getrlimit(number)[1])
-        if hard > ceiling and not may_raise:
+        name, ceiling = ulimit.name, host.hard[ulimit.name]
+        soft, hard = rlimits.known(ulimit.soft_limit), rlimits.known(ulimit.hard_limit)
+        if hard > ceiling and not host.may_raise:
             raise TaskFailed(
-                f"CannotStartContainerError: ulimit {ulimit.name} {ulimit.hard_limit} is above "
+                f"CannotStartContainerError: ulimit {name} {ulimit.hard_limit} is above "
                 f"this host's hard limit {ceiling}, and the agent lacks CAP_SYS_RESOURCE"
             )
-        limits.append((number, soft, hard))
-    if all(ulimit.name != "nofile" for ulimit in ulimits):
-        ceiling = _known(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-        nofile = DEFAULT_NOFILE if may_raise else min(DEFAULT_NOFILE, ceiling)
-        limits.append((resource.RLIMIT_NOFILE, nofile, nofile))
-        if nofile < DEFAULT_NOFILE:
-            lowered.append(f"nofile is {nofile}, not {DEFAULT_NOFILE}: the host's hard limit")
-    return LimitChoice(limits=tuple(limits), lowered=tuple(lowered))
+        chosen[name] = (soft, hard)
+    asked = {ulimit.name for ulimit in ulimits}
+    return LimitChoice(
+        limits=tuple((rlimits.NUMBERS[name], *pair) for name, pair in chosen.items()),
+        lowered=tuple(text for name, text in lowered if name not in asked),
+    )
 
 
-def _known(value: int) -> int:
-    return _UNLIMITED if value < 0 else value
+def _shown(value: int) -> str:
+    return "unlimited" if value == rlimits.INFINITY else str(value)
 
 
 def compile_container(

@@ -287,7 +287,7 @@ class Containers:
     async def _set_again(self, definition: ContainerDefinition) -> None:
         """The container's scene: an agent that did not make the task finds its parts first."""
         if definition.name not in self._scene.containers:
-            limits = choose_limits(definition.ulimits, may_raise=self._node.may_raise_limits)
+            limits = choose_limits(definition.ulimits, self._node.host_limits())
             image = self._stored_image(definition.name)
             self._scene.containers[definition.name] = ContainerScene(image=image, limits=limits)
         if self._scene.interface is None:

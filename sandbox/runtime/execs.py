@@ -108,7 +108,7 @@ class Target:
             variables=variables | request.environment,
             user=user,
             working_directory=self._directory(request),
-            limits=choose_limits(self._definition.ulimits, may_raise=self.node.may_raise_limits),
+            limits=choose_limits(self._definition.ulimits, self.node.host_limits()),
             terminal=request.terminal,
             streams=streams,
         )

@@ -16,6 +16,7 @@ from sandbox.images.image_store import ImageStore
 from sandbox.images.rootfs import RootfsStore
 from sandbox.kernel.cgroups import CgroupTree
 from sandbox.kernel.idranges import IdRanges
+from sandbox.kernel.rlimits import HostLimits
 from sandbox.kernel.slots import SlotPool
 from sandbox.model import names
 from sandbox.model.names import Place
@@ -63,6 +64,10 @@ class Node:
     log: structlog.BoundLogger = field(default_factory=structlog.get_logger)
     lane: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(8))
     """How many tasks are being started at once; the others wait their turn."""
+
+    def host_limits(self) -> HostLimits:
+        """Read anew: a program that embeds the agent may change its own."""
+        return HostLimits.read(may_raise=self.may_raise_limits)
 
     @cached_property
     def tasks_dir(self) -> Path:

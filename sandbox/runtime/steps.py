@@ -233,7 +233,7 @@ async def _pull(scene: Scene, definition: ContainerDefinition) -> None:
     task = scene.task
     image = await _ensure(scene, definition)
     arguments(definition, image.config)  # nothing to run is told before anything else is made
-    limits = choose_limits(definition.ulimits, may_raise=scene.node.may_raise_limits)
+    limits = choose_limits(definition.ulimits, scene.node.host_limits())
     scene.containers[definition.name] = ContainerScene(image=image, limits=limits)
     scene.node.log.debug("image ready", task=task.id, image=image.digest)
 

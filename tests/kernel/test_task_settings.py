@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import resource
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +27,18 @@ from sandbox.model.task import (
 )
 from tests.kernel.conftest import Outcome
 from tests.kernel.probe_image import Images
-from tests.kernel.tasks import container, execute, heard, killed, of, started, to_the_end, written
+from tests.kernel.tasks import (
+    STAYS,
+    container,
+    execute,
+    heard,
+    killed,
+    of,
+    started,
+    stopped,
+    to_the_end,
+    written,
+)
 
 WITH_INIT = LinuxParameters(init_process_enabled=True)
 
@@ -293,6 +307,74 @@ async def test_open_files_are_fargates_or_what_the_host_gives_and_that_is_said(
     lowered = f"nofile is {given}, not 65535: the host's hard limit"
     assert outcome.stdout.split() == [str(given)] * 2
     assert outcome.container.lowered == (() if given == 65535 else (lowered,))
+
+
+SHOWN = "cat /proc/self/limits"
+SMALL: dict[int, int] = {
+    resource.RLIMIT_CORE: 0,
+    resource.RLIMIT_CPU: 1000,
+    resource.RLIMIT_DATA: 1 << 40,
+    resource.RLIMIT_FSIZE: 600 << 10,
+    resource.RLIMIT_MEMLOCK: 4096,
+    resource.RLIMIT_MSGQUEUE: 4096,
+    resource.RLIMIT_NOFILE: 900,
+    resource.RLIMIT_NPROC: 2000,
+    resource.RLIMIT_SIGPENDING: 2000,
+    resource.RLIMIT_STACK: 1 << 20,
+}
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """This process, which embeds the agent, as after `ulimit -S`."""
+    before = {number: resource.getrlimit(number) for number in SMALL}
+    for number, soft in SMALL.items():
+        resource.setrlimit(number, (soft, before[number][1]))
+    try:
+        yield
+    finally:
+        for number, limits in before.items():
+            resource.setrlimit(number, limits)
+
+
+async def test_limits_of_the_agent_are_not_those_of_its_tasks(agent: Agent, tiny: str) -> None:
+    """A file of 4 MiB and as much output pass, where the agent may write 600 KiB to a file."""
+    script = f"{SHOWN} >&2; head -c 4194304 /dev/zero | tee /file; exec wc -c </file >&2"
+    wanted = container(tiny, "app", script)
+    free = await to_the_end(agent, wanted)
+    with limited():
+        held = await to_the_end(agent, wanted)
+        task = await started(agent, container(tiny, "app", STAYS))
+        assert (await execute(agent, task, "sh", "-c", SHOWN))[1] in held.stderr
+        await stopped(agent, task)
+    assert held.stderr == free.stderr
+    assert held.stderr.endswith("\n4194304\n")
+    assert len(held.stdout) == 4194304
+
+
+async def test_limits_are_the_kernels_own_defaults(agent: Agent, tiny: str) -> None:
+    (outcome,) = await side_by_side(agent, container(tiny, "app", "cat /proc/self/limits"))
+    limits = by_name(outcome.stdout)
+    expected = {
+        "core file size": ["0", "unlimited"],
+        "cpu time": ["unlimited", "unlimited"],
+        "file size": ["unlimited", "unlimited"],
+        "stack size": ["8388608", "unlimited"],
+        "locked memory": ["8388608", "8388608"],
+        "msgqueue size": ["819200", "819200"],
+        "realtime priority": ["0", "0"],
+    }
+    assert {name: limits[name] for name in expected} == expected
+    of_first = by_name(Path("/proc/1/limits").read_text())
+    for name in ("processes", "pending signals"):
+        assert limits[name] == [of_first[name][1]] * 2
+    assert [text for text in outcome.container.lowered if not text.startswith("nofile")] == []
+
+
+def by_name(text: str) -> dict[str, list[str]]:
+    """/proc/PID/limits: soft and hard."""
+    lines = text.splitlines()[1:]
+    return {line[:26].removeprefix("Max ").strip(): line[26:].split()[:2] for line in lines}
 
 
 @pytest.mark.guest
