@@ -18,16 +18,29 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The `sandbox` command. Leaves by SystemExit."""
-    from sandbox.cli.root import invoke
-
+    open_closed_streams()  # before anything can open a descriptor
     try:
+        from sandbox.cli.output import Stdout
+        from sandbox.cli.root import invoke
+
+        sys.stdout = Stdout.text(sys.stdout)
         status = invoke(arguments)
-        sys.stdout.flush()
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
-    except BrokenPipeError:
-        # The reader of our output went away (`sandbox ps | head`): that is no error to talk about,
-        # and the interpreter shall not find anything left to flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        status = 128 + signal.SIGPIPE
     sys.exit(status)
+
+
+def open_closed_streams() -> None:
+    """Whoever closed our stdin, stdout or stderr gets nothing there, in and out.
+
+    Were they left closed, what we open next would take their number, and be taken for them.
+    """
+    names = ("stdin", "stdout", "stderr")
+    for number, name in enumerate(names):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+            os.set_inheritable(number, True)
+            mode = "r" if number == 0 else "w"
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))

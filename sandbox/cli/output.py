@@ -7,12 +7,15 @@ goes the raw data, since a program reads it there.
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import shutil
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, TextIO
 
 DANGEROUS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 """C0 without tab and newline, DEL, C1, and what reorders text or breaks lines in Unicode."""
@@ -36,7 +39,39 @@ def one_line(text: object) -> str:
 
 def complain(text: str) -> None:
     """Our one line for what went wrong."""
-    print(f"sandbox: {one_line(text)}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # who does not want to hear it need not
+        print(f"sandbox: {one_line(text)}", file=sys.stderr, flush=True)
+
+
+class StdoutFailed(OSError):
+    """Our stdout takes no more, for another reason than that its reader went away."""
+
+
+class Stdout(io.FileIO):
+    """Descriptor 1, whose errors are told from those of other files."""
+
+    @classmethod
+    def text(cls, like: TextIO) -> TextIO:
+        """For sys.stdout, in its place."""
+        buffer = io.BufferedWriter(cls(1, "w", closefd=False))
+        return io.TextIOWrapper(
+            buffer, like.encoding, like.errors, line_buffering=bool(like.line_buffering)
+        )
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise StdoutFailed(error.errno, error.strerror) from None
+
+
+def give_up_stdout() -> None:
+    """Let the interpreter find nothing that it could not write, when it ends."""
+    null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    os.dup2(null, 1)
+    os.close(null)
 
 
 def print_json(value: Any) -> None:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Sequence
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
 from sandbox import __version__
-from sandbox.cli.output import complain
+from sandbox.cli.output import StdoutFailed, complain, give_up_stdout
 from sandbox.client.place import Place
 from sandbox.errors import SandboxError
 
@@ -62,6 +65,34 @@ def place(context: click.Context) -> Place:
     return Place.of(context.meta.get("sandbox.state_dir"), context.meta.get("sandbox.run_dir"))
 
 
+@contextmanager
+def told(failure: int) -> Iterator[None]:
+    """Whatever goes wrong here is one line on stderr, and `failure` the exit status."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of our output went away (`sandbox ps | head`): no error to talk about.
+        give_up_stdout()
+        raise click.exceptions.Exit(128 + signal.SIGPIPE) from None
+    except StdoutFailed as error:
+        complain(f"stdout: {error.strerror}")
+        give_up_stdout()
+        raise click.exceptions.Exit(failure) from None
+    except SandboxError as error:
+        complain(str(error))
+        raise click.exceptions.Exit(failure) from None
+    except (click.ClickException, click.exceptions.Exit, click.Abort):
+        raise
+    except Exception as error:
+        if os.environ.get("SANDBOX_DEBUG"):
+            raise
+        complain(f"internal error: {type(error).__name__}: {error} (SANDBOX_DEBUG=1 shows where)")
+        raise click.exceptions.Exit(failure) from None
+
+
 class Command(click.Command):
     """A command with the global options, whose errors become one line and `failure` as status."""
 
@@ -71,12 +102,13 @@ class Command(click.Command):
         super().__init__(*args, **kwargs)
         self.params.extend(global_options())
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with told(self.failure):
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, context: click.Context) -> Any:
-        try:
+        with told(self.failure):
             return super().invoke(context)
-        except SandboxError as error:
-            complain(str(error))
-            context.exit(self.failure)
 
 
 class Group(click.Group):
@@ -88,6 +120,14 @@ class Group(click.Group):
         super().__init__(*args, **kwargs)
         self._lazy = lazy or {}
         self.params.extend(global_options())
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with told(FAILURE):
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, context: click.Context) -> Any:
+        with told(FAILURE):
+            return super().invoke(context)
 
     def list_commands(self, context: click.Context) -> list[str]:
         return sorted({*self._lazy, *super().list_commands(context)})
@@ -131,11 +171,4 @@ def invoke(arguments: Sequence[str] | None) -> int:
         return OURS if is_run else error.exit_code
     except click.Abort:
         raise KeyboardInterrupt from None
-    except (SystemExit, BrokenPipeError):
-        raise
-    except Exception as error:
-        if os.environ.get("SANDBOX_DEBUG"):
-            raise
-        complain(f"internal error: {type(error).__name__}: {error} (SANDBOX_DEBUG=1 shows where)")
-        return OURS
     return status if isinstance(status, int) else 0

@@ -206,7 +206,9 @@ async def test_exec_is_a_unix_program_too(tmp_path: Path) -> None:
         process = await trio.lowlevel.open_process(
             command(tmp_path, ["exec", task, "sleep"]), env=environment()
         )
-        await trio.sleep(0.5)
+        with trio.fail_after(10):
+            while "sleep" not in agent.tasks.execs_begun:
+                await trio.sleep(0.01)
         process.send_signal(signal.SIGINT)
         assert await process.wait() == 130
         with trio.fail_after(5):
@@ -224,6 +226,57 @@ async def test_logs_are_raw_in_a_pipe_and_a_closed_pipe_is_no_error(tmp_path: Pa
             ["sh", "-c", line], capture_stdout=True, capture_stderr=True, env=environment()
         )
         assert piped.stdout == b"\x1b[31m\xff0\n" and piped.stderr == b""
+
+
+async def by_shell(directory: Path, line: str) -> subprocess.CompletedProcess[bytes]:
+    """A line of sh in which $SANDBOX is the command."""
+    with trio.fail_after(20):
+        return await trio.run_process(
+            ["sh", "-c", line],
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+            env={**environment(), "SANDBOX": " ".join(command(directory, []))},
+        )
+
+
+async def test_closed_streams_are_empty_and_never_somebody_elses(tmp_path: Path) -> None:
+    async with serving(tmp_path):
+        for line in (
+            "$SANDBOX ps >&-",
+            "$SANDBOX ps >&- 2>&- <&-",
+            "$SANDBOX run tiny echo x >&-",
+            "$SANDBOX run tiny echo x >&- 2>&- <&-",
+            "$SANDBOX run -i tiny cat <&-",
+            "$SANDBOX run tiny warn x 2>&-",
+            "$SANDBOX image --help >&-",
+        ):
+            done = await by_shell(tmp_path, line)
+            assert (done.returncode, done.stdout, done.stderr) == (0, b"", b""), line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        ("ps", 1),
+        ("ps --json", 1),
+        ("ps --help", 1),
+        ("--version", 1),
+        ("completion bash", 1),
+        ("logs --tail 1 $TASK", 1),
+        ("logs --tail 100000 $TASK", 1),
+        ("run -d tiny sleep", 125),
+        ("run --json tiny true", 125),
+    ],
+)
+async def test_output_that_cannot_be_written_is_a_failure_in_one_line(
+    tmp_path: Path, arguments: str, status: int
+) -> None:
+    async with serving(tmp_path):
+        task = (await sandbox(tmp_path, "run", "-d", "tiny", "sleep")).stdout.decode().strip()
+        full = await by_shell(tmp_path, f"TASK={task}; $SANDBOX {arguments} >/dev/full")
+        assert full.stderr == b"sandbox: stdout: No space left on device\n"
+        assert full.returncode == status
 
 
 async def test_on_a_terminal_escapes_are_shown_and_not_sent(tmp_path: Path) -> None:
