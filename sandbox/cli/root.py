@@ -43,6 +43,9 @@ FAILURE = 1
 OURS = 125
 """The failure status of `run` and `exec`, as Docker has it: never the program's own."""
 
+NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
+"""A group without a command shows its help; as an error only since click 8.2."""
+
 
 def global_options() -> list[click.Parameter]:
     def keep(context: click.Context, option: click.Parameter, value: str | None) -> None:
@@ -84,7 +87,14 @@ def told(failure: int) -> Iterator[None]:
     except SandboxError as error:
         complain(str(error))
         raise click.exceptions.Exit(failure) from None
-    except (click.ClickException, click.exceptions.Exit, click.Abort):
+    except NO_ARGUMENTS:
+        raise
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "sandbox"
+        complain(f"{error.format_message().rstrip('.')} (see '{where} --help')")
+        status = failure if failure == OURS else error.exit_code
+        raise click.exceptions.Exit(status) from None
+    except (click.exceptions.Exit, click.Abort):
         raise
     except Exception as error:
         if os.environ.get("SANDBOX_DEBUG"):
@@ -164,11 +174,9 @@ def invoke(arguments: Sequence[str] | None) -> int:
             standalone_mode=False,
             complete_var="_SANDBOX_COMPLETE",
         )
-    except click.ClickException as error:
+    except NO_ARGUMENTS as error:
         error.show()
-        failing = getattr(getattr(error, "ctx", None), "command", None)
-        is_run = isinstance(failing, Command) and failing.failure == OURS
-        return OURS if is_run else error.exit_code
+        return int(error.exit_code)
     except click.Abort:
         raise KeyboardInterrupt from None
     return status if isinstance(status, int) else 0
