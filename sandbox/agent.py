@@ -268,7 +268,10 @@ def _hold(state_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise AgentRunning(f"another agent holds {state_dir}") from None
+            raise AgentRunning(
+                f"another agent holds {state_dir}: wait for its tasks, with which it leaves if a"
+                " command started it; stop it if it is a resident one; or name another --state-dir"
+            ) from None
         yield
     finally:
         os.close(fd)

@@ -66,13 +66,21 @@ class Presence:
         self._changed.set()
         self._changed = trio.Event()
 
-    async def idle(self, *, first_within_s: float) -> None:
-        """Return once nobody needs the agent any more, or nobody ever came."""
+    async def idle(self, *, first_within_s: float, linger_s: float = 0) -> None:
+        """Return once nobody has needed the agent for `linger_s`, or nobody ever came.
+
+        What the caller does before its next await, no new client can come between.
+        """
         with trio.move_on_after(first_within_s):
             while self._holds == 0:
                 await self._changed.wait()
-        while self._holds:
-            await self._changed.wait()
+        while True:
+            while self._holds:
+                await self._changed.wait()
+            with trio.move_on_after(linger_s) as lingering:
+                await self._changed.wait()
+            if lingering.cancelled_caught and not self._holds:
+                return
 
 
 class Services(Protocol):

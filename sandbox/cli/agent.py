@@ -13,8 +13,9 @@ import socket
 import sys
 import tomllib
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,13 +24,19 @@ from sandbox.cli.root import Command, place
 from sandbox.client.place import Place
 from sandbox.errors import AgentRunning, AgentUnavailable, ConfigError, SandboxError
 
+if TYPE_CHECKING:
+    from sandbox.agent import Agent
+
 CONFIG = "/etc/sandbox/agent.toml"
 
 FIRST_CLIENT_S = 5.0
 """How long an ephemeral agent waits for the command that started it."""
 
+LINGER_S = 0.2
+"""How long it stays when its last client has gone: a script calls us again at once."""
+
 TAKEOVER_S = 10.0
-"""How long it waits for one that is just leaving the same state directory."""
+"""How long an agent waits for one that is just leaving the same state directory."""
 
 
 @click.command("agent", cls=Command)
@@ -64,12 +71,9 @@ def configuration(path: str | None) -> dict[str, Any]:
 async def _serve(where: Place, read_configuration: Callable[[], dict[str, Any]]) -> None:
     import trio
 
-    from sandbox.agent import open_agent
-
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async with open_agent(
-            Path(where.state_dir), Path(where.run_dir), read_configuration(), resident=True
-        ) as running:
+        async with AsyncExitStack() as stack:
+            running = await _open_resident(stack, where, read_configuration())
             notify("READY=1")
             async for number in signals:
                 if number != signal.SIGHUP:
@@ -78,6 +82,24 @@ async def _serve(where: Place, read_configuration: Callable[[], dict[str, Any]])
                 running.reload(read_configuration())
                 notify("READY=1")
             notify("STOPPING=1")
+
+
+async def _open_resident(stack: AsyncExitStack, where: Place, config: dict[str, Any]) -> Agent:
+    """A resident agent, as soon as an ephemeral one that lingers there has left."""
+    import trio
+
+    from sandbox.agent import open_agent
+
+    deadline = trio.current_time() + LINGER_S * 10
+    while True:
+        try:
+            return await stack.enter_async_context(
+                open_agent(Path(where.state_dir), Path(where.run_dir), config, resident=True)
+            )
+        except AgentRunning:
+            if trio.current_time() > deadline:
+                raise
+        await trio.sleep(0.05)
 
 
 def _log_json() -> None:
@@ -141,29 +163,33 @@ def _run_ephemeral(where: Place, config: dict[str, Any]) -> int:
 async def _serve_ephemeral(where: Place, config: dict[str, Any]) -> None:
     import trio
 
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_leave_on, signals, nursery.cancel_scope)
+            await _serve_until_idle(where, config)
+            nursery.cancel_scope.cancel()
+
+
+async def _serve_until_idle(where: Place, config: dict[str, Any]) -> None:
+    import trio
+
     from sandbox.agent import open_agent
 
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        deadline = trio.current_time() + TAKEOVER_S
-        while True:
-            try:
-                async with open_agent(
-                    Path(where.state_dir), Path(where.run_dir), config
-                ) as running:
-                    os.write(READY_FD, READY)
-                    os.close(READY_FD)
-                    async with trio.open_nursery() as nursery:
-                        nursery.start_soon(_leave_on, signals, nursery.cancel_scope)
-                        await running.presence.idle(first_within_s=FIRST_CLIENT_S)
-                        nursery.cancel_scope.cancel()
-                    return
-            except AgentRunning:
-                if _answers(where):
-                    os.write(READY_FD, READY)
-                    return
-                if trio.current_time() > deadline:
-                    raise
-            await trio.sleep(0.05)
+    deadline = trio.current_time() + TAKEOVER_S
+    while True:
+        try:
+            async with open_agent(Path(where.state_dir), Path(where.run_dir), config) as running:
+                os.write(READY_FD, READY)
+                os.close(READY_FD)
+                await running.presence.idle(first_within_s=FIRST_CLIENT_S, linger_s=LINGER_S)
+                return  # no await before the agent is left: it would answer one more client
+        except AgentRunning:
+            if _answers(where):
+                os.write(READY_FD, READY)
+                return
+            if trio.current_time() > deadline:
+                raise
+        await trio.sleep(0.05)
 
 
 async def _leave_on(signals: Any, leaving: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 from sandbox.client.link import Link, reach
 from sandbox.client.place import Place, check_directory
@@ -16,22 +17,24 @@ from sandbox.errors import AgentUnavailable, ConfigError
 
 READY = b"ready\n"
 READY_FD = 3
-ATTEMPTS = 3
-"""An ephemeral agent may leave between its last client and us; then another is started."""
+PATIENCE_S = 10.0
+"""An agent that was just started may be stopped or killed before it was reached."""
 
 
 def connect(place: Place, *, start: bool = True) -> tuple[Link, bool]:
     """A link to the place's agent, and whether that agent is resident.
 
-    With `start` an ephemeral one is started when there is none.
+    With `start` an ephemeral one is started when there is none. What was started is tried, however
+    late it is; who leaves just then makes us start another.
     """
-    for _ in range(ATTEMPTS if start else 1):
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
         try:
             link, agent = reach(place.socket)
-        except AgentUnavailable as error:
-            absent = error
-            if start:
-                start_agent(place)
+        except AgentUnavailable:
+            if not start or time.monotonic() > deadline:
+                raise
+            start_agent(place)
             continue
         try:
             check_directory(place.socket, agent.state_dir, place.state_dir)
@@ -39,7 +42,6 @@ def connect(place: Place, *, start: bool = True) -> tuple[Link, bool]:
             link.close()
             raise
         return link, agent.resident
-    raise absent
 
 
 def start_agent(place: Place) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import psutil
@@ -242,6 +243,51 @@ async def test_sigterm_ends_the_daemon_and_leaves_its_tasks_running(site: Site, 
         assert view.known.last_status is Status.RUNNING
         await end(agent, view.id)
     assert await site.remains() == []
+
+
+# Commands without a resident agent -----------------------------------------------------------
+
+
+def sandbox(site: Site, *words: str, **more: Any) -> subprocess.Popen[str]:
+    """The command itself, on this site."""
+    place = ["--state-dir", str(site.state), "--run-dir", str(site.run)]
+    command = [sys.executable, "-m", "sandbox.cli", *place, *words]
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=ROOT, text=True, **{**streams, **more})
+
+
+def outcome(command: subprocess.Popen[str]) -> tuple[int, str, str]:
+    stdout, stderr = command.communicate(timeout=60)
+    return command.returncode, stdout, stderr
+
+
+async def test_commands_at_once_share_an_agent_and_none_finds_it_leaving(
+    site: Site, image: str
+) -> None:
+    run = ("run", "--rm", image, "echo", "done")
+    for _ in range(3):
+        many = [sandbox(site, *run) for _ in range(8)]
+        assert [outcome(each) for each in many] == [(0, "done\n", "")] * 8
+        # One after the other, each meets an agent that is about to leave, or has just left.
+        for pause_s in (0, 0.2, 0.3):
+            time.sleep(pause_s)
+            assert outcome(sandbox(site, *run)) == (0, "done\n", "")
+    assert await site.remains() == []
+
+
+async def test_a_daemon_follows_an_ephemeral_agent_that_lingers(site: Site, image: str) -> None:
+    assert outcome(sandbox(site, "run", "--rm", image, "true")) == (0, "", "")
+    daemon = sandbox(site, "agent")
+    try:
+        for _ in range(3):  # until the ephemeral one is gone for sure
+            assert outcome(sandbox(site, "ps"))[0] == 0
+            time.sleep(0.3)
+        assert daemon.poll() is None
+        code, _, said = outcome(sandbox(site, "agent"))
+        assert code == 1 and "stop it if it is a resident one" in said
+    finally:
+        daemon.send_signal(signal.SIGTERM)
+        outcome(daemon)
 
 
 # Owners ------------------------------------------------------------------------------------

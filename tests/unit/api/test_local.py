@@ -257,6 +257,23 @@ async def test_an_agent_that_nobody_calls_is_idle_after_its_patience(
     assert trio.current_time() == pytest.approx(5)
 
 
+async def test_an_agent_lingers_for_the_client_that_comes_just_after_the_last(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    presence = local.Presence(resident=False)
+
+    async def clients() -> None:
+        for _ in range(3):
+            with presence.hold():
+                await trio.sleep(1)
+            await trio.sleep(0.1)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(clients)
+        await presence.idle(first_within_s=5, linger_s=0.2)
+        assert trio.current_time() == pytest.approx(3.4)
+
+
 async def test_the_loss_of_a_client_kills_its_exec_and_nothing_else(tmp_path: Path) -> None:
     async with serving(tmp_path) as agent:
         view = await agent.tasks.run(request("sleep"))
