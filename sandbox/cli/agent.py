@@ -64,7 +64,7 @@ def configuration(path: str | None) -> dict[str, Any]:
         if path is None:
             return {}
         raise ConfigError(f"{path}: no such file") from None
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # not TOML, or not even UTF-8
         raise ConfigError(f"{path or CONFIG}: {error}") from None
 
 
@@ -79,9 +79,22 @@ async def _serve(where: Place, read_configuration: Callable[[], dict[str, Any]])
                 if number != signal.SIGHUP:
                     break
                 notify("RELOADING=1")
-                running.reload(read_configuration())
+                _reload(running, read_configuration)
                 notify("READY=1")
             notify("STOPPING=1")
+
+
+def _reload(running: Agent, read_configuration: Callable[[], dict[str, Any]]) -> None:
+    """A configuration that is broken changes nothing: who sent the signal finds it in the log."""
+    import structlog
+
+    log = structlog.get_logger()
+    try:
+        running.reload(read_configuration())
+    except ConfigError as error:
+        log.error("the configuration was not read again, the old one holds", error=str(error))
+    else:
+        log.info("the configuration was read again")
 
 
 async def _open_resident(stack: AsyncExitStack, where: Place, config: dict[str, Any]) -> Agent:

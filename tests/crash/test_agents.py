@@ -245,6 +245,32 @@ async def test_sigterm_ends_the_daemon_and_leaves_its_tasks_running(site: Site, 
     assert await site.remains() == []
 
 
+async def test_sighup_with_a_broken_configuration_changes_nothing_and_says_so(
+    site: Site, tmp_path: Path
+) -> None:
+    config, manager = tmp_path / "agent.toml", socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    manager.bind(str(tmp_path / "notify"))
+    manager.settimeout(20)
+    config.write_text("max_tasks = 7\n")
+    environ = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")}
+    daemon = sandbox(site, "agent", "--config", str(config), env=environ)
+    with manager:
+        try:
+            assert manager.recv(100) == b"READY=1"
+            for broken in (b"max_tasks = \n", b"max_tasks = 'many'\n", b"\xff = 1\n"):
+                config.write_bytes(broken)
+                daemon.send_signal(signal.SIGHUP)
+                assert [manager.recv(100), manager.recv(100)] == [b"RELOADING=1", b"READY=1"]
+            assert outcome(sandbox(site, "ps"))[0] == 0
+        finally:
+            daemon.send_signal(signal.SIGTERM)
+            code, _, said = outcome(daemon)
+    assert code == 0
+    logged = [msgspec.json.decode(line) for line in said.splitlines()]
+    refused = [line["error"] for line in logged if "the old one holds" in line["event"]]
+    assert len(refused) == 3 and all("configuration" in r or str(config) in r for r in refused)
+
+
 # Commands without a resident agent -----------------------------------------------------------
 
 
