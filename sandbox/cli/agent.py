@@ -26,11 +26,9 @@ from sandbox.errors import AgentRunning, AgentUnavailable, ConfigError, SandboxE
 
 if TYPE_CHECKING:
     from sandbox.agent import Agent
+    from sandbox.client.link import Link
 
 CONFIG = "/etc/sandbox/agent.toml"
-
-FIRST_CLIENT_S = 5.0
-"""How long an ephemeral agent waits for the command that started it."""
 
 LINGER_S = 0.2
 """How long it stays when its last client has gone: a script calls us again at once."""
@@ -192,13 +190,15 @@ async def _serve_until_idle(where: Place, config: dict[str, Any]) -> None:
     while True:
         try:
             async with open_agent(Path(where.state_dir), Path(where.run_dir), config) as running:
-                os.write(READY_FD, READY)
-                os.close(READY_FD)
-                await running.presence.idle(first_within_s=FIRST_CLIENT_S, linger_s=LINGER_S)
+                with running.presence.hold():
+                    await _see_reached()
+                await running.presence.idle(first_within_s=0, linger_s=LINGER_S)
                 return  # no await before the agent is left: it would answer one more client
         except AgentRunning:
-            if _answers(where):
-                os.write(READY_FD, READY)
+            link = _answering(where)
+            if link is not None:
+                with link:  # as its client we keep it there
+                    await _see_reached()
                 return
             if trio.current_time() > deadline:
                 raise
@@ -210,13 +210,20 @@ async def _leave_on(signals: Any, leaving: Any) -> None:
         leaving.cancel()
 
 
-def _answers(where: Place) -> bool:
+async def _see_reached() -> None:
+    """Tell the command that started us that it is served, and wait until it is, or has ended."""
+    import trio
+
+    os.write(READY_FD, READY)
+    await trio.lowlevel.wait_readable(READY_FD)  # woken by the error that nobody reads it any more
+    os.close(READY_FD)
+
+
+def _answering(where: Place) -> Link | None:
     """Somebody else's agent serves here: then that one is what the command wanted."""
     from sandbox.client.link import reach
 
     try:
-        link, _ = reach(where.socket)
+        return reach(where.socket)[0]
     except AgentUnavailable:
-        return False
-    link.close()
-    return True
+        return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import ExitStack
 
 from sandbox.client.link import Link, reach
 from sandbox.client.place import Place, check_directory
@@ -28,24 +29,28 @@ def connect(place: Place, *, start: bool = True) -> tuple[Link, bool]:
     late it is; who leaves just then makes us start another.
     """
     deadline = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            link, agent = reach(place.socket)
-        except AgentUnavailable:
-            if not start or time.monotonic() > deadline:
-                raise
-            start_agent(place)
-            continue
-        try:
-            check_directory(place.socket, agent.state_dir, place.state_dir)
-        except ConfigError:
-            link.close()
-            raise
-        return link, agent.resident
+    with ExitStack() as started:
+        while True:
+            try:
+                link, agent = reach(place.socket)
+                break
+            except AgentUnavailable:
+                if not start or time.monotonic() > deadline:
+                    raise
+                started.callback(os.close, start_agent(place))
+    try:
+        check_directory(place.socket, agent.state_dir, place.state_dir)
+    except ConfigError:
+        link.close()
+        raise
+    return link, agent.resident
 
 
-def start_agent(place: Place) -> None:
-    """Start an ephemeral agent and wait until it serves; ConfigError with its own words if not."""
+def start_agent(place: Place) -> int:
+    """Start an ephemeral agent and wait until one serves; ConfigError with its own words if not.
+
+    It stays at least until the descriptor is closed.
+    """
     if os.geteuid() != 0:
         raise ConfigError("only root may run tasks or talk to the agent: try sudo")
     ready, write = os.pipe()
@@ -64,12 +69,15 @@ def start_agent(place: Place) -> None:
             ],
             setsid=True,
         )
+    except BaseException:
+        os.close(ready)
+        raise
     finally:
         os.close(write)
-    with os.fdopen(ready, "rb") as pipe:
-        said = pipe.read(4096)
+    said = os.read(ready, 4096)
     if said == READY:
-        return
+        return ready
+    os.close(ready)
     os.waitpid(child, 0)
     text = said.decode(errors="replace").strip()
     raise ConfigError(text or "the agent did not start: `sandbox agent` shows why")
