@@ -19,7 +19,11 @@ from sandbox.errors import ConfigError, InvalidParameterException
 from sandbox.varlink import calls
 
 
-@click.command("cp", cls=Command)
+class CopyCommand(Command):
+    takes_file_names = True
+
+
+@click.command("cp", cls=CopyCommand)
 @click.option("-c", "--container", metavar="NAME", help="Which container [the first].")
 @click.argument("source", metavar="SRC")
 @click.argument("destination", metavar="DST")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from sandbox.client.place import is_text, shown_bytes
 from sandbox.errors import InvalidParameterException
 
 
@@ -28,6 +29,10 @@ def environment(
             merged[name] = value
         elif name in environ:
             merged[name] = environ[name]
+    for name, value in merged.items():
+        if not is_text(name) or not is_text(value):
+            shown = shown_bytes(f"{name}={value}")
+            raise InvalidParameterException(f"environment {shown}: not UTF-8")
     return merged
 
 

@@ -18,7 +18,7 @@ import click
 
 from sandbox import __version__
 from sandbox.cli.output import StdoutFailed, complain, give_up_stdout
-from sandbox.client.place import Place
+from sandbox.client.place import Place, is_text, shown_bytes
 from sandbox.errors import SandboxError
 
 COMMANDS = {
@@ -107,10 +107,22 @@ class Command(click.Command):
     """A command with the global options, whose errors become one line and `failure` as status."""
 
     failure = FAILURE
+    takes_file_names = False
+    """File names are bytes; all else travels as JSON, which is text."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params.extend(global_options())
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        rest = super().parse_args(context, args)
+        for parameter in [] if self.takes_file_names else self.params:
+            given = context.params.get(parameter.name or "")
+            for text in given if isinstance(given, tuple) else (given,):
+                if isinstance(text, str) and not is_text(text):
+                    message = f"{shown_bytes(text)} is not UTF-8"
+                    raise click.BadParameter(message, context, parameter)
+        return rest
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         with told(self.failure):

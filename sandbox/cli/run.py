@@ -12,7 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -22,11 +22,12 @@ from sandbox.cli.output import complain, print_json
 from sandbox.cli.request import duration, entry_point, environment, refuse_network
 from sandbox.cli.root import OURS, Command, json_option, place
 from sandbox.client.link import Link, reach
-from sandbox.client.place import Place
+from sandbox.client.place import Place, is_text
 from sandbox.client.request import TaskOptions, task_request
 from sandbox.client.shape import main_container, shape
 from sandbox.errors import (
     AgentUnavailable,
+    ConfigError,
     InvalidParameterException,
     SandboxError,
 )
@@ -55,7 +56,11 @@ class RunCommand(Command):
 @click.option("--name", metavar="NAME", help="Name of the task and its container.")
 @click.option("-e", "--env", multiple=True, metavar="NAME[=VALUE]", help="Set, or pass on.")
 @click.option(
-    "--env-file", multiple=True, type=click.File(), metavar="FILE", help="Lines of NAME=VALUE."
+    "--env-file",
+    multiple=True,
+    type=click.File(encoding="utf-8", errors="surrogateescape"),
+    metavar="FILE",
+    help="Lines of NAME=VALUE.",
 )
 @click.option("-u", "--user", metavar="USER[:GROUP]", help="Who the program runs as.")
 @click.option("-w", "--workdir", metavar="DIR", help="Its working directory.")
@@ -106,7 +111,7 @@ def run(context: click.Context, /, **given: Any) -> None:
 
 
 def _options(given: dict[str, Any]) -> TaskOptions:
-    lines = [line.rstrip("\r\n") for file in given["env_file"] for line in file]
+    lines = [line for file in given["env_file"] for line in lines_of(file)]
     options = TaskOptions(
         image=given["image"],
         command=given["command"],
@@ -132,6 +137,17 @@ def _options(given: dict[str, Any]) -> TaskOptions:
     if given["name"] is not None:
         options["name"] = given["name"]
     return options
+
+
+def lines_of(file: TextIO) -> list[str]:
+    """Of a file of NAME=VALUE. One that is no text at all is named, and not its content."""
+    try:
+        lines = [line.rstrip("\r\n") for line in file]
+    except OSError as error:
+        raise ConfigError(f"--env-file {file.name}: {error.strerror}") from None
+    if not all(is_text(line) for line in lines):
+        raise InvalidParameterException(f"--env-file {file.name}: not UTF-8")
+    return lines
 
 
 def _streams(given: dict[str, Any]) -> tuple[Streams, list[int]]:

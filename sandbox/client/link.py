@@ -12,6 +12,8 @@ from types import TracebackType
 from typing import Self
 
 from sandbox.client import varlink
+from sandbox.client.place import shown_bytes
+from sandbox.errors import InvalidParameterException
 from sandbox.varlink import frames
 from sandbox.varlink.calls import AgentReply, Call, GetAgent, R, Stream
 
@@ -65,7 +67,10 @@ class Link:
 
     def send(self, call: Call[R], descriptors: Sequence[int] = ()) -> None:
         """Make a call; its answers are for `receive`. The descriptors stay the caller's own."""
-        message = varlink.question(call)
+        try:
+            message = varlink.question(call)
+        except UnicodeEncodeError as error:  # a file's name, or what lies in the environment
+            raise InvalidParameterException(f"{shown_bytes(error.object)} is not UTF-8") from None
         try:
             sent = self._socket.sendmsg([message], frames.rights(descriptors))
             self._socket.sendall(message[sent:])

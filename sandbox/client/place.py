@@ -38,11 +38,29 @@ class Place(NamedTuple):
         run = run_dir or environ.get("SANDBOX_RUN_DIR")
         if not run:
             run = RUN_DIR if state == STATE_DIR else os.path.join(state, "run")
-        return cls(state, os.path.abspath(run))
+        run = os.path.abspath(run)
+        for name, path in (("state", state), ("run", run)):
+            if not is_text(path):
+                raise ConfigError(f"{name} directory {shown_bytes(path)}: its name is not UTF-8")
+        return cls(state, run)
 
     @property
     def socket(self) -> str:
         return os.path.join(self.run_dir, SOCKET_NAME)
+
+
+def is_text(text: str) -> bool:
+    """False for what stands for bytes that are not UTF-8, as Python has them in file names."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def shown_bytes(text: str) -> str:
+    """Such a text for people: 'a\\xff'."""
+    return repr(os.fsencode(text))[1:]
 
 
 def check_directory(socket: str, actual: str, wanted: str) -> None:

@@ -117,6 +117,49 @@ async def test_a_failure_is_one_line_and_its_status(
 
 
 @pytest.mark.parametrize(
+    ("line", "status", "named"),
+    [
+        (r"run tiny echo $BAD", 125, r"'[COMMAND]...': 'a\xff' is not UTF-8"),
+        (r"run --name $BAD tiny", 125, r"'--name': 'a\xff' is not UTF-8"),
+        (r"run -e A=$BAD tiny", 125, r"'A=a\xff' is not UTF-8"),
+        (r"run -e BAD tiny", 125, r"environment 'BAD=a\xff': not UTF-8"),
+        (r"run --env-file /bin/sh tiny", 125, r"--env-file /bin/sh: not UTF-8"),
+        (r"exec task echo $BAD", 125, r"'a\xff' is not UTF-8"),
+        (r"inspect $BAD", 2, r"'TASKS...': 'a\xff' is not UTF-8"),
+        (r"logs $BAD", 2, r"'TASK': 'a\xff' is not UTF-8"),
+        (r"image rm $BAD", 2, r"'IMAGE...': 'a\xff' is not UTF-8"),
+        (r"image import --tag x $DIR", 2, r"/d\xff' is not UTF-8"),
+        (r"run oci:x", 125, r"/d\xff/x' is not UTF-8"),
+        (r"cp task:/$BAD x", 1, r"'/a\xff' is not UTF-8"),
+        (r"ps --state-dir /tmp/$BAD", 1, r"state directory '/tmp/a\xff': its name is not UTF-8"),
+        (r"ps --run-dir $BAD", 1, r"/d\xff/a\xff': its name is not UTF-8"),
+    ],
+)
+async def test_what_is_not_utf_8_is_refused_and_named(
+    tmp_path: Path, line: str, status: int, named: str
+) -> None:
+    directory = Path(os.fsdecode(os.fsencode(tmp_path) + b"/d\xff"))
+    directory.mkdir()
+    async with serving(tmp_path):
+        begin = rf"BAD=$(printf 'a\377'); export BAD; cd {tmp_path}/d*; DIR=$PWD; "
+        refused = await by_shell(tmp_path, begin + "$SANDBOX " + line)
+        (said,) = refused.stderr.decode().splitlines()
+        assert said.startswith("sandbox: ") and named in said
+        assert refused.returncode == status
+
+
+async def test_files_of_this_host_have_any_name(tmp_path: Path) -> None:
+    name = tmp_path / os.fsdecode(b"a\xff")
+    name.write_bytes(b"content")
+    async with serving(tmp_path):
+        task = (await sandbox(tmp_path, "run", "-d", "tiny", "sleep")).stdout.decode().strip()
+        done = await sandbox(tmp_path, "cp", str(name), f"{task}:/d/")
+        assert done.returncode == 0, done.stderr
+        with tarfile.open(tmp_path / "d.tar") as archive:
+            assert archive.getnames() == [name.name]
+
+
+@pytest.mark.parametrize(
     "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1]
 )
 async def test_signals_reach_the_program(tmp_path: Path, number: int) -> None:
