@@ -24,6 +24,22 @@ from sandbox.varlink import calls
 class ExecCommand(Command):
     failure = OURS
 
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """Options may stand on both sides of TASK; the next word begins the command's own."""
+        task = len(args) - self._words(context, args)
+        if task < len(args) and args[task - 1 : task] != ["--"]:
+            options = args[:task] + args[task + 1 :]
+            command = len(options) - self._words(context, options)
+            end = command - (options[command - 1 : command] == ["--"])
+            args = [*options[:end], args[task], *options[command:]]
+        return super().parse_args(context, args)
+
+    def _words(self, context: click.Context, args: list[str]) -> int:
+        """How many there are from the first on that is no option."""
+        given = self.make_parser(context).parse_args(list(args))[0]
+        first, others = given.get("task"), given.get("command")
+        return isinstance(first, str) + (len(others) if isinstance(others, tuple) else 0)
+
 
 @click.command("exec", cls=ExecCommand, context_settings={"allow_interspersed_args": False})
 @click.option("-i", "--interactive", is_flag=True, help="Give the command our stdin.")

@@ -257,13 +257,52 @@ async def test_exec_is_a_unix_program_too(tmp_path: Path) -> None:
             command(tmp_path, ["exec", task, "sleep"]), env=environment()
         )
         with trio.fail_after(10):
-            while "sleep" not in agent.tasks.execs_begun:
+            while agent.tasks.execs[-1].command != ("sleep",):
                 await trio.sleep(0.01)
         process.send_signal(signal.SIGINT)
         assert await process.wait() == 130
         with trio.fail_after(5):
             while agent.tasks.execs_killed != [task]:
                 await trio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("words", "container", "command"),
+    [
+        (["TASK", "--container", "side", "echo", "-c", "x"], "side", ["echo", "-c", "x"]),
+        (["-c", "side", "TASK", "echo", "--", "x"], "side", ["echo", "--", "x"]),
+        (["-i", "TASK", "-e", "A=b", "-cside", "echo", "TASK"], "side", ["echo", "TASK"]),
+        (["TASK", "--", "echo", "-c"], None, ["echo", "-c"]),
+        (["TASK", "-c", "side", "--", "-c", "x"], "side", ["-c", "x"]),
+        (["-c", "side", "--", "TASK", "-c", "x"], "side", ["-c", "x"]),
+        (["TASK", "echo"], None, ["echo"]),
+    ],
+)
+async def test_options_of_exec_stand_on_both_sides_of_the_task(
+    tmp_path: Path, words: list[str], container: str | None, command: list[str]
+) -> None:
+    async with serving(tmp_path) as agent:
+        task = (await sandbox(tmp_path, "run", "-d", "tiny", "sleep")).stdout.decode().strip()
+        done = await sandbox(tmp_path, "exec", *[w.replace("TASK", task[:8]) for w in words])
+        assert (done.returncode, done.stderr) == (0, b"")
+        (asked,) = agent.tasks.execs
+        wanted = tuple(word.replace("TASK", task[:8]) for word in command)
+        assert (asked.container, asked.command) == (container, wanted)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "Missing argument 'TASK'"),
+        (["task"], "Missing argument 'COMMAND...'"),
+        (["-i", "task", "-c", "side"], "Missing argument 'COMMAND...'"),
+        (["task", "-x", "echo"], "-x"),
+        (["task", "-c"], "-c"),
+    ],
+)
+async def test_what_exec_lacks_is_told(tmp_path: Path, words: list[str], said: str) -> None:
+    failed = await sandbox(tmp_path, "exec", *words)
+    assert failed.returncode == 125 and said in failed.stderr.decode()
 
 
 async def test_logs_are_raw_in_a_pipe_and_a_closed_pipe_is_no_error(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ class FakeTasks:
         self.all: dict[str, FakeTask] = {}
         self.owners: dict[str, str | None] = {}
         self.requests: list[RunRequest] = []
-        self.execs_begun: list[str] = []
+        self.execs: list[ExecRequest] = []
         self.execs_killed: list[str] = []
         self.nursery: trio.Nursery
 
@@ -207,7 +207,7 @@ class FakeTasks:
                 raise TaskFailed(f"exec: {verb}: executable file not found in $PATH", 127)
             if started is not None:
                 started("e1")
-            self.execs_begun.append(verb)
+            self.execs.append(request)
             if verb == "echo" and streams.stdout is not None:
                 os.write(streams.stdout, " ".join(words).encode() + b"\n")
             if verb == "sleep":
