@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 import click
@@ -121,7 +122,8 @@ def for_each(names: Sequence[str], act: Callable[[str], None]) -> list[str]:
         try:
             act(name)
         except (ApiError, ImageError) as error:
-            complain(f"{name}: {error}")
+            is_named = re.search(rf"(?<!\w){re.escape(name)}(?!\w)", str(error))
+            complain(str(error) if is_named else f"{name}: {error}")
         else:
             done.append(name)
     return done

@@ -94,7 +94,7 @@ async def test_stdin_is_the_programs_only_when_asked_for(tmp_path: Path) -> None
         (["run", "tiny", "overflow"], 125, "sandbox: stdout: No space left on device"),
         (["exec", "nobody", "true"], 125, "no task nobody"),
         (["inspect", "nobody"], 1, "no task nobody"),
-        (["stop", "nobody"], 1, "no task nobody"),
+        (["stop", "nobody"], 1, "sandbox: no task nobody"),
         (["ps", "--nonsense"], 2, "'--nonsense' (see 'sandbox ps --help')"),
         (["--nonsense"], 2, "'--nonsense' (see 'sandbox --help')"),
         (["nonsense"], 2, "No such command 'nonsense'"),
