@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from typing import Any, TextIO
 
 import click
+import msgspec
 
 from sandbox.cli.attach import Bar, Signals, answers, raw_terminal, window
 from sandbox.cli.connection import connect
@@ -76,6 +77,13 @@ class RunCommand(Command):
 @click.option("--pull", type=click.Choice(["missing", "always", "never"]), default="missing")
 @click.option("--platform", metavar="OS/ARCH", help="The image's platform [the host's].")
 @click.option("--platform-version", default="LATEST", metavar="VERSION", help="Fargate's [LATEST].")
+@click.option(
+    "--pid",
+    "pid_mode",
+    type=click.Choice(["task"]),
+    metavar="task",
+    help="'task': one pid namespace for the task's containers, pidMode of ECS.",
+)
 @click.option("--rm", is_flag=True, help="Forget the task once it has stopped.")
 @click.option("--timeout", metavar="TIME", help="Stop the task after 90s, 15m, 2h; exit 124.")
 @click.option("-i", "--interactive", is_flag=True, help="Give the program our stdin.")
@@ -96,6 +104,9 @@ def run(context: click.Context, /, **given: Any) -> None:
     """
     refuse_network(given["subnet"], given["security_group"], given["public_ip"])
     wanted = task_request(**_options(given))
+    if given["pid_mode"] is not None:
+        definition = msgspec.structs.replace(wanted.definition, pid_mode=given["pid_mode"])
+        wanted = msgspec.structs.replace(wanted, definition=definition)
     timeout_s = duration(given["timeout"]) if given["timeout"] else None
     where = place(context)
     if given["detach"]:

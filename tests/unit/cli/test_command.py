@@ -305,6 +305,16 @@ async def test_what_exec_lacks_is_told(tmp_path: Path, words: list[str], said: s
     assert failed.returncode == 125 and said in failed.stderr.decode()
 
 
+async def test_a_task_may_share_its_pid_namespace(tmp_path: Path) -> None:
+    async with serving(tmp_path) as agent:
+        assert (await sandbox(tmp_path, "run", "--pid", "task", "tiny")).returncode == 0
+        assert agent.tasks.requests[-1].definition.pid_mode == "task"
+        assert (await sandbox(tmp_path, "run", "tiny")).returncode == 0
+        assert agent.tasks.requests[-1].definition.pid_mode is None
+        refused = await sandbox(tmp_path, "run", "--pid", "host", "tiny")
+        assert refused.returncode == 125 and b"--pid" in refused.stderr
+
+
 async def test_logs_are_raw_in_a_pipe_and_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     async with serving(tmp_path):
         task = (await sandbox(tmp_path, "run", "-d", "tiny", "sleep")).stdout.decode().strip()
