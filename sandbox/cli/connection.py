@@ -13,7 +13,7 @@ import time
 from contextlib import ExitStack
 
 from sandbox.client.link import Link, reach
-from sandbox.client.place import Place, check_directory
+from sandbox.client.place import STATE_DIR, Place, check_directory
 from sandbox.errors import AgentUnavailable, ConfigError
 
 READY = b"ready\n"
@@ -22,11 +22,12 @@ PATIENCE_S = 10.0
 """An agent that was just started may be stopped or killed before it was reached."""
 
 
-def connect(place: Place, *, start: bool = True) -> tuple[Link, bool]:
+def connect(place: Place, *, start: bool = True, create: bool = False) -> tuple[Link, bool]:
     """A link to the place's agent, and whether that agent is resident.
 
     With `start` an ephemeral one is started when there is none. What was started is tried, however
-    late it is; who leaves just then makes us start another.
+    late it is; who leaves just then makes us start another. Only with `create` it may make the
+    state directory: a mistyped one holds nothing that could be read.
     """
     deadline = time.monotonic() + PATIENCE_S
     with ExitStack() as started:
@@ -37,6 +38,10 @@ def connect(place: Place, *, start: bool = True) -> tuple[Link, bool]:
             except AgentUnavailable:
                 if not start or time.monotonic() > deadline:
                     raise
+                if not create and not is_kept(place):
+                    raise ConfigError(
+                        f"{place.state_dir}: no agent has kept its state there, nothing was run"
+                    ) from None
                 started.callback(os.close, start_agent(place))
     try:
         check_directory(place.socket, agent.state_dir, place.state_dir)
@@ -44,6 +49,16 @@ def connect(place: Place, *, start: bool = True) -> tuple[Link, bool]:
         link.close()
         raise
     return link, agent.resident
+
+
+def is_kept(place: Place) -> bool:
+    """An agent has been there before."""
+    return os.path.lexists(os.path.join(place.state_dir, "lock"))
+
+
+def is_untouched(place: Place) -> bool:
+    """Nothing was ever run on this host, and nobody named another place: a list is empty."""
+    return place.state_dir == STATE_DIR and not is_kept(place)
 
 
 def start_agent(place: Place) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import click
 
 from sandbox.cli.attach import Bar
-from sandbox.cli.connection import connect
+from sandbox.cli.connection import connect, is_untouched
 from sandbox.cli.output import print_json, print_table, size
 from sandbox.cli.request import environment
 from sandbox.cli.root import Group, json_option, place
@@ -17,7 +17,7 @@ from sandbox.cli.tasks import for_each, void
 from sandbox.client.link import Link
 from sandbox.client.place import anchored
 from sandbox.errors import AgentUnavailable
-from sandbox.model.image import Image
+from sandbox.model.image import Image, ImageSummary
 from sandbox.varlink import calls
 
 SHORT_DIGEST = len("sha256:") + 12
@@ -49,7 +49,7 @@ def arrived(link: Link, call: calls.PullImage | calls.ImportImage) -> Image:
 @click.pass_context
 def pull(context: click.Context, /, name: str, platform: str | None, as_json: bool) -> None:
     """Get IMAGE from its registry, as its name stands now."""
-    link, _ = connect(place(context))
+    link, _ = connect(place(context), create=True)
     with link:
         found = arrived(link, calls.PullImage(reference=anchored(name), platform=platform))
     if as_json:
@@ -63,9 +63,10 @@ def pull(context: click.Context, /, name: str, platform: str | None, as_json: bo
 @click.pass_context
 def ls(context: click.Context, /, as_json: bool) -> None:
     """List images by name."""
-    link, _ = connect(place(context))
-    with link:
-        images = [each for reply in link.stream(calls.ListImages()) for each in reply.images]
+    where, images = place(context), list[ImageSummary]()
+    if not is_untouched(where):
+        with connect(where)[0] as link:
+            images = [each for reply in link.stream(calls.ListImages()) for each in reply.images]
     if as_json:
         print_json(images)
         return
@@ -136,7 +137,7 @@ def import_(
     as_json: bool,
 ) -> None:
     """Make an image of a root file system: a directory or a tar (plain, gzip, zstd)."""
-    link, _ = connect(place(context))
+    link, _ = connect(place(context), create=True)
     call = calls.ImportImage(
         source=os.path.abspath(source),
         tag=tag,

@@ -191,7 +191,7 @@ class Attached:
 
     def follow(self, handed: tuple[Streams, list[int]]) -> TaskView:
         streams, descriptors = handed
-        link, resident = connect(self._where)
+        link, resident = connect(self._where, create=True)
         name = self._request.definition.container_definitions[0].name
         call = calls.RunTask(request=self._request, owned=True, streams={name: streams})
         link.send(call, descriptors)
@@ -299,7 +299,7 @@ class Attached:
 
 def detached(where: Place, request: RunRequest, *, as_json: bool) -> int:
     """Leave the task to a resident agent as soon as it runs."""
-    link, _ = connect(where)
+    link, _ = connect(where, create=True)
     bar = Bar()
     view: TaskView | None = None
     with link:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import click
 
-from sandbox.cli.connection import connect
+from sandbox.cli.connection import connect, is_untouched
 from sandbox.cli.output import complain, print_json, print_table, since, size
 from sandbox.cli.root import Command, json_option, place
 from sandbox.client.link import Link
@@ -26,10 +26,11 @@ SHORT_ID = 12
 @click.pass_context
 def ps(context: click.Context, /, everything: bool, as_json: bool) -> None:
     """List tasks, oldest first."""
-    link, _ = connect(place(context))
-    with link:
-        wanted = calls.ListTasks(desired_status=None if everything else "RUNNING")
-        views = [view for reply in link.stream(wanted) for view in reply.tasks]
+    where, views = place(context), list[TaskView]()
+    if not is_untouched(where):
+        with connect(where)[0] as link:
+            wanted = calls.ListTasks(desired_status=None if everything else "RUNNING")
+            views = [view for reply in link.stream(wanted) for view in reply.tasks]
     if as_json:
         print_json([shape(view) for view in views])
         return

@@ -315,6 +315,40 @@ async def test_a_task_may_share_its_pid_namespace(tmp_path: Path) -> None:
         assert refused.returncode == 125 and b"--pid" in refused.stderr
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("ps", "inspect x", "logs x", "events", "stats", "stop x", "rm x", "prune", "cp x:/y z"),
+        *("image ls", "image inspect x", "image rm x", "image prune"),
+    ],
+)
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root is served")
+@pytest.mark.parametrize("is_there", [False, True])
+async def test_where_no_agent_was_nothing_is_read_and_nothing_made(
+    tmp_path: Path, line: str, is_there: bool
+) -> None:
+    place = tmp_path / "mistyped"
+    if is_there:
+        place.mkdir()
+    failed = await sandbox(place, *line.split())
+    assert failed.returncode == 1 and failed.stdout == b""
+    (said,) = failed.stderr.decode().splitlines()
+    assert said == f"sandbox: {place}: no agent has kept its state there, nothing was run"
+    assert place.exists() == is_there and (not is_there or not list(place.iterdir()))
+
+
+@pytest.mark.parametrize("line", ["ps --json", "ps -a --json", "image ls --json"])
+async def test_on_a_new_host_a_list_is_empty_and_nothing_made(tmp_path: Path, line: str) -> None:
+    place = tmp_path / "default"
+    script = f"import sandbox.client.place as p; p.STATE_DIR = p.RUN_DIR = {str(place)!r}\n"
+    script += f"import sys; sys.argv[1:] = {line.split()!r}\n"
+    script += "import sandbox.cli; sandbox.cli.main()"
+    done = await trio.run_process(
+        [sys.executable, "-c", script], capture_stdout=True, check=True, env=environment()
+    )
+    assert json.loads(done.stdout) == [] and not place.exists()
+
+
 async def test_logs_are_raw_in_a_pipe_and_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     async with serving(tmp_path):
         task = (await sandbox(tmp_path, "run", "-d", "tiny", "sleep")).stdout.decode().strip()
