@@ -35,6 +35,7 @@ from sandbox.images.image_store import ImageStore
 from sandbox.images.layers import LayerStore
 from sandbox.images.registry import RegistryClient
 from sandbox.images.rootfs import RootfsStore
+from sandbox.kernel import oom
 from sandbox.kernel.cgroups import CgroupTree
 from sandbox.kernel.idranges import IdRanges
 from sandbox.kernel.slots import SlotPool
@@ -169,6 +170,7 @@ async def open_agent(
         node = await stack.enter_async_context(
             _node(state_dir, identity, config, store, tree, failpoints)
         )
+        _log_start(node)
         agent = Agent(node, Supervisors(node), config, Presence(resident=resident))
         listener = local.listen(_made(run_dir) / "agent.sock")
         stack.callback(_unlink, run_dir / "agent.sock")
@@ -346,6 +348,36 @@ def _has_capability(number: int) -> bool:
     status = Path("/proc/self/status").read_text()
     effective = next(line for line in status.splitlines() if line.startswith("CapEff:"))
     return bool(int(effective.split()[1], 16) >> number & 1)
+
+
+def protect_from_oom() -> str | None:
+    """Let the kernel take a task's memory before this process; else why it would not.
+
+    For a process that is an agent and nothing else. Keepers inherit it, their containers do not.
+    """
+    try:
+        oom.lower()
+    except KernelError as error:
+        return f"{error}"
+    return None
+
+
+def _log_start(node: Node) -> None:
+    """What an operator wants to know of this host later, when something is odd."""
+    tree = node.tree
+    if tree.enabled:
+        place = tree.form.rpartition(": ")[2].rpartition("/")[0]
+        node.log.info("controllers enabled", controllers=tree.enabled, cgroup=place)
+    degraded = list(tree.degraded)
+    if not node.may_raise_limits:
+        degraded.append("no CAP_SYS_RESOURCE: tasks' limits end at the agent's own")
+    node.log.info(
+        "agent starts",
+        instance=node.instance,
+        state_dir=f"{node.state_dir}",
+        cgroup=tree.form,
+        degraded=degraded,
+    )
 
 
 def _leave_tree(tree: CgroupTree) -> None:

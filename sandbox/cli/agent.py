@@ -50,6 +50,7 @@ def agent(context: click.Context, /, config: str | None, ephemeral: bool) -> Non
         raise ConfigError("the agent must be root: try sudo")
 
     _log_json()
+    _protect()
     _run(_serve, where, lambda: configuration(config))
 
 
@@ -131,6 +132,16 @@ def _log_json() -> None:
     )
 
 
+def _protect() -> None:
+    """As well as this host allows; `sandbox doctor` says the same."""
+    import structlog
+
+    from sandbox.agent import protect_from_oom
+
+    if why := protect_from_oom():
+        structlog.get_logger().warning("the kernel may end the agent for want of memory", why=why)
+
+
 def notify(state: str) -> None:
     """Tell the service manager, if one asked to be told (sd_notify(3))."""
     address = os.environ.get("NOTIFY_SOCKET")
@@ -162,7 +173,10 @@ def _run(serve: Callable[..., Awaitable[None]], *arguments: Any) -> None:
 
 
 def _run_ephemeral(where: Place, config: dict[str, Any]) -> int:
+    from sandbox.agent import protect_from_oom
+
     os.chdir("/")
+    protect_from_oom()
     try:
         _run(_serve_ephemeral, where, config)
     except SandboxError as error:

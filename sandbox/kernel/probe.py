@@ -25,8 +25,8 @@ from pathlib import Path
 
 import trio
 
-from sandbox.errors import SandboxError
-from sandbox.kernel import cgroups, idranges, mounts, native, slots
+from sandbox.errors import KernelError, SandboxError
+from sandbox.kernel import cgroups, idranges, mounts, native, oom, slots
 from sandbox.kernel.cgroups import hierarchies
 from sandbox.kernel.cgroups.devices import device_program
 from sandbox.kernel.thread import KernelThread
@@ -103,6 +103,7 @@ def probe(state_dir: Path) -> list[Finding]:
     _kernel(report)
     if not _privileges(report):
         return report.findings
+    _oom(report)
     _calls(report)
     _seccomp(report)
     _programs(report)
@@ -146,10 +147,23 @@ def _privileges(report: Report) -> bool:
     else:
         report.degraded(
             "CAP_SYS_RESOURCE",
-            "limits cannot be raised above the agent's own, nor its oom_score_adj lowered",
+            "limits cannot be raised above the agent's own",
             "start the agent with this capability",
         )
     return True
+
+
+def _oom(report: Report) -> None:
+    """Tried on this process, which is none that the kernel should spare."""
+    name = "agent kept from the OOM killer"
+    try:
+        oom.put_back(oom.lower())
+    except KernelError as error:
+        why = f"{error}: for want of memory the kernel may end the agent before a task"
+        mend = f"start it with CAP_SYS_RESOURCE, or with OOMScoreAdjust={oom.AGENT} in its unit"
+        report.degraded(name, why, mend)
+    else:
+        report.active(name, f"`sandbox agent` has oom_score_adj {oom.AGENT}, a container 0")
 
 
 def _calls(report: Report) -> None:
@@ -207,7 +221,8 @@ def _try_cgroups(report: Report, instance: str) -> None:
         undo.callback(tree.remove)
         group = tree.create("task-probe", cgroups.Limits(memory_max=1 << 24, pids_max=16))
         undo.callback(group.close)
-        report.active("cgroup", tree.form.removesuffix(f"/sandbox-{instance}"))
+        enabled = f" (just enabled: {', '.join(tree.enabled)})" if tree.enabled else ""
+        report.active("cgroup", tree.form.removesuffix(f"/sandbox-{instance}") + enabled)
         _controllers(report, group.directory_fd)
         _kill(report, group.directory_fd)
         _device_policy(report, group.directory_fd)

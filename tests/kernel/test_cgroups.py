@@ -16,7 +16,7 @@ import trio
 
 from sandbox.errors import KernelError
 from sandbox.kernel.cgroups import Cgroup, CgroupTree, Limits
-from sandbox.kernel.cgroups.hierarchies import Mount, choose, parse_mountinfo
+from sandbox.kernel.cgroups.hierarchies import CONTROLLERS, Mount, choose, parse_mountinfo
 from tests.suites.cgroup_suite import PATIENCE_S, CgroupSuite, KillSuite
 
 pytestmark = pytest.mark.guest
@@ -122,11 +122,12 @@ unit, instance = Path(sys.argv[1]), sys.argv[2]
 (unit / "cgroup.procs").write_text("0")
 tree = CgroupTree.open(instance)
 print(tree.form)
+print(*tree.enabled)
 print(Path("/proc/self/cgroup").read_text())
 group = tree.create("task-1", Limits(memory_max=64 << 20))
 print(group.stats().memory_max_bytes, (unit / f"sandbox-{instance}" / "task-1").is_dir())
 again = CgroupTree.open(instance)
-print(again.form)
+print(again.form, *again.enabled)
 again.close()
 group.remove()
 tree.remove()
@@ -146,11 +147,13 @@ def test_a_delegated_unit_holds_the_tree_and_the_agent_its_leaf(tree: CgroupTree
             check=False,
         )
         assert run.stderr == ""
-        form, *memberships, effect, again = run.stdout.splitlines()
+        form, enabled, *memberships, effect, again = run.stdout.splitlines()
         assert f"delegated by systemd: {unit}/sandbox-{instance}" in form
         assert any(line.endswith(f"/{unit.name}/agent") for line in memberships)
         assert effect == f"{64 << 20} True"
-        assert again == form
+        legacy = choose(parse_mountinfo(Path("/proc/self/mountinfo").read_text())).legacy
+        assert enabled.split() == [name for name in CONTROLLERS if name not in legacy]
+        assert again.rstrip() == form, "nothing was left to be enabled"
     finally:
         (unit / "agent").rmdir()
         unit.rmdir()

@@ -48,12 +48,22 @@ HOLDER_LEAF = "holder"
 class CgroupTree:
     """`sandbox-<instance>` in every hierarchy in use."""
 
-    def __init__(self, branches: Branches, *, form: str, degraded: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        branches: Branches,
+        *,
+        form: str,
+        degraded: tuple[str, ...],
+        enabled: tuple[str, ...] = (),
+    ) -> None:
         self._branches = branches
         self.form = form
         """Which hierarchies, and where in them: one line for `doctor`."""
         self.degraded = degraded
         """What is enforced in a weaker way here, and why: lines for `doctor`."""
+        self.enabled = enabled
+        """The controllers that were made available above the tree. They stay so: whoever else
+        uses them since would lose them."""
 
     @classmethod
     def open(cls, instance: str, *, mounts: Iterable[Mount] | None = None) -> CgroupTree:
@@ -72,12 +82,14 @@ class CgroupTree:
             undo.callback(base.close)
             if place.leaf:
                 _move_into_leaf(base, place.leaf)
-            _enable_missing(base, tuple(name for name in CONTROLLERS if name not in chosen.legacy))
+            unified = tuple(name for name in CONTROLLERS if name not in chosen.legacy)
+            enabled = _enable_missing(base, unified)
             branches = _open_branches(chosen, base, tree)
         return cls(
             branches,
             form=f"{_kind(chosen)}, {place.form}: {branches.unified.path}",
             degraded=(*_degraded(chosen, branches), *_restrict_devices(branches.unified)),
+            enabled=enabled,
         )
 
     def create(self, name: str, limits: Limits) -> Cgroup:
@@ -168,10 +180,10 @@ def _move_into_leaf(unit: Branch, leaf: str) -> None:
                 raise
 
 
-def _enable_missing(place: Branch, controllers: tuple[str, ...]) -> None:
-    """Make these controllers available to our tree; those that are enabled are left alone."""
+def _enable_missing(place: Branch, controllers: tuple[str, ...]) -> tuple[str, ...]:
+    """Make these controllers available to our tree; which of them were not."""
     if not controllers:
-        return
+        return ()
     known = place.read("cgroup.controllers").split()
     for controller in controllers:
         if controller not in known:
@@ -180,7 +192,9 @@ def _enable_missing(place: Branch, controllers: tuple[str, ...]) -> None:
                 f" line (cgroup_enable={controller}) or for the unit (Delegate=yes)"
             )
     enabled = place.read("cgroup.subtree_control").split()
-    enable(place, "", tuple(name for name in controllers if name not in enabled))
+    missing = tuple(name for name in controllers if name not in enabled)
+    enable(place, "", missing)
+    return missing
 
 
 def _open_branches(chosen: Chosen, place: Branch, name: str) -> Branches:
