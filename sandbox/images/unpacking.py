@@ -43,6 +43,12 @@ OPAQUE_XATTR = "trusted.overlay.opaque"
 _FIRST_HIGH_FD = 10
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _IN_LAYER = native.RESOLVE_BENEATH | native.RESOLVE_NO_SYMLINKS | native.RESOLVE_NO_XDEV
+_FULL = {
+    "No space left on device": errno.ENOSPC,
+    "Quota exceeded": errno.EDQUOT,
+    "Disk quota exceeded": errno.EDQUOT,
+}
+"""In the words of musl and glibc, which is how the unpacker reports what a call answered."""
 _REPLACED_LATER = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
@@ -202,7 +208,7 @@ def _parse(report: bytes) -> Unpacked:
     if rest or last[:1] not in (b"K", b"E"):
         raise ImageError("the unpacker ended without a word")
     if last[:1] == b"E":
-        raise ImageError(printable(last[1:]))
+        raise _failure(printable(last[1:]))
     entries, _, size_bytes = last[1:].partition(b" ")
     if not entries.isdigit() or not size_bytes.isdigit():
         raise ImageError("the unpacker's report is malformed")
@@ -218,6 +224,15 @@ def _parse(report: bytes) -> Unpacked:
         opaques=tuple(kinds[b"O"]),
         devices=tuple(kinds[b"D"]),
     )
+
+
+def _failure(text: str) -> ImageError | KernelError:
+    """What the unpacker gave up for: a full disk is no fault of the image's."""
+    *about, answer = text.rsplit(": ", 2)
+    if (code := _FULL.get(answer)) is None:
+        return ImageError(text)
+    subject, call = ("", "", *about)[-2:]
+    return KernelError(call, subject, code)
 
 
 def printable(text: bytes) -> str:

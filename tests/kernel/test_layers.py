@@ -16,8 +16,10 @@ import pytest
 import trio
 import zstandard
 
-from sandbox.errors import ImageError
+from sandbox.errors import ImageError, KernelError
+from sandbox.images.failures import pull_failure_text
 from sandbox.images.layers import LayerLimits, LayerStore
+from sandbox.images.reference import parse
 from sandbox.kernel.trees import remove_tree
 from tests.kernel import archives as tar
 
@@ -447,6 +449,27 @@ async def test_padding_of_any_length_belongs_to_the_diff_id(store: LayerStore) -
             chunked(content[:-1]), media_type=PLAIN, diff_id=diff_id_of(content + b"\0")
         )
     assert len(names(store, content)) == 2  # the good one and its sizes
+
+
+async def test_a_full_disk_is_the_hosts_fault_and_told_in_the_words_of_ecs(
+    unpacker: Path, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "small", disk], check=True)
+    try:
+        store = LayerStore(disk / "layers", unpacker=unpacker, id_base=ID_BASE)
+        content = tar.archive(tar.file(b"a: large", bytes(2 << 20)))
+        with pytest.raises(KernelError) as full:
+            await add(store, content)
+        assert str(full.value) == "write a: large: No space left on device"
+        assert pull_failure_text(full.value, parse("busybox")) == (
+            "CannotPullContainerError: ref pull has been retried 5 time(s): "
+            "failed to extract layer: no space left on device"
+        )
+        assert names(store, content) == []
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 # -------------------------------------------------------------------- the transfer
