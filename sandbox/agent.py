@@ -157,7 +157,7 @@ async def open_agent(
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(_hold(state_dir))
         identity, is_copy = _identify(state_dir)
-        store = SqliteStore.open(state_dir / "store.db")
+        store = SqliteStore.open(state_dir / "store.db", reserve=state_dir / "reserve")
         stack.push_async_callback(_close_store, store)
         failpoints = Failpoints(os.environ.get("SANDBOX_FAILPOINT", ""))
         if is_copy:
@@ -195,7 +195,7 @@ async def _node(
     tree: CgroupTree,
     failpoints: Failpoints,
 ) -> AsyncIterator[Node]:
-    (state_dir / "tasks").mkdir(mode=0o700, exist_ok=True)
+    _made(state_dir / "tasks")
     ranges = IdRanges(identity.instance, state_dir)
     ranges.recover(_ranges_in_use(store))
     unpacker_ids = ranges.claim()
@@ -252,11 +252,17 @@ def _ranges_in_use(store: SqliteStore) -> set[int]:
 
 
 def _made(directory: Path) -> Path:
-    try:
+    with _usable(directory):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{directory}: {os.strerror(error.errno or 0)}") from None
     return directory
+
+
+@contextlib.contextmanager
+def _usable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{path}: {os.strerror(error.errno or 0)}") from None
 
 
 @contextlib.contextmanager
@@ -265,7 +271,8 @@ def _hold(state_dir: Path) -> Iterator[None]:
     if os.geteuid() != 0:
         raise ConfigError("sandbox needs root: namespaces, cgroups and mounts are made directly")
     path = _made(state_dir) / "lock"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with _usable(path):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -309,11 +316,12 @@ def _keep(identity: Identity, state_dir: Path) -> None:
     if path.exists() and path.read_bytes() == text:
         return
     fresh = path.with_suffix(".new")
-    with fresh.open("wb") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
+    with _usable(path):
+        with fresh.open("wb") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
 
 
 def _machine_id() -> str:

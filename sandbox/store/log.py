@@ -9,12 +9,17 @@ free beyond a quarter of the file go back to the file system.
 One process opens a file at a time: the lock of the state directory sees to that, not this module.
 A copy of a live directory must be of one instant (a snapshot, or the agent stopped), because
 `store.db` and `store.db-wal` are halves of one thing.
+
+On a full disk even forgetting needs room: a page in the WAL, and its index when the file is opened.
+So a `Reserve` is kept beside the file, given up when there is no room and taken again later.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -61,6 +66,54 @@ _HEADER_BYTES = 100
 """A database file begins with these; SQLite takes a shorter one for an empty database."""
 _WAL_LEFT_BYTES = 4 << 20
 """What a checkpoint may leave of the WAL file after a burst."""
+_NEEDED_BYTES = 64 << 10
+"""Where a file cannot have these a disk is full: the index of a WAL is half of it."""
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+class DiskFull(StoreError):
+    """There is no room for what was to be written, or for opening the file."""
+
+
+class Reserve:
+    """A file of `size` bytes that only keeps room: for forgetting things on a full disk."""
+
+    def __init__(self, path: Path, size: int = 1 << 20, every_s: float = 60) -> None:
+        self._path = path
+        self._size = size
+        self._every_s = every_s
+        self._next = 0.0
+
+    def take(self, now: float) -> None:
+        """Now and then, if it is not there and leaves three times as much to others."""
+        if now < self._next:
+            return
+        self._next = now + self._every_s
+        with suppress(OSError):
+            if self._path.exists():
+                return
+            disk = os.statvfs(self._path.parent)
+            if disk.f_bfree * disk.f_frsize < 4 * self._size:
+                return
+            new = self._path.with_name(f"{self._path.name}.new")
+            flags = os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC
+            fd = os.open(new, flags, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, self._size)
+                new.rename(self._path)
+            except OSError:
+                new.unlink()
+                raise
+            finally:
+                os.close(fd)
+
+    def give_up(self) -> bool:
+        """Whether there was any."""
+        try:
+            self._path.unlink()
+        except OSError:
+            return False
+        return True
 
 
 @dataclass(eq=False)
@@ -120,8 +173,10 @@ class Log:
         keep: int,
         keep_bytes: int,
         clock: Callable[[], float],
+        reserve: Reserve | None,
     ) -> None:
         self.path = path
+        self._reserve = reserve
         self._db = db
         self._keep = keep
         self._keep_bytes = keep_bytes
@@ -136,14 +191,40 @@ class Log:
         self.revision: int = max(newest, self.floor)
 
     @classmethod
-    def open(cls, path: Path, keep: int, keep_bytes: int, clock: Callable[[], float]) -> Self:
+    def open(
+        cls,
+        path: Path,
+        keep: int,
+        keep_bytes: int,
+        clock: Callable[[], float],
+        reserve: Reserve | None = None,
+    ) -> Self:
+        try:
+            log = cls._open(path, keep, keep_bytes, clock, reserve)
+        except DiskFull:
+            if reserve is None or not reserve.give_up():
+                raise
+            log = cls._open(path, keep, keep_bytes, clock, reserve)
+        if reserve is not None:
+            reserve.take(clock())
+        return log
+
+    @classmethod
+    def _open(
+        cls,
+        path: Path,
+        keep: int,
+        keep_bytes: int,
+        clock: Callable[[], float],
+        reserve: Reserve | None,
+    ) -> Self:
         if not path.exists():
             _create(path)
         with _explained(path):
             db = _connect(path)
             try:
                 _check(path, db)
-                return cls(path, db, keep, keep_bytes, clock)
+                return cls(path, db, keep, keep_bytes, clock, reserve)
             except BaseException:
                 db.close()
                 raise
@@ -160,8 +241,7 @@ class Log:
             batch.add(write, self._clock())
         try:
             self._sync("FULL" if any(write.durable for write in writes) else "NORMAL")
-            with self._transaction():
-                self._store(batch)
+            self._store_with_reserve(batch)
         except Exception as error:
             for write in writes:
                 write.changed = ()
@@ -176,6 +256,16 @@ class Log:
                 self._revs[key] = rev
             else:
                 self._revs.pop(key, None)
+
+    def _store_with_reserve(self, batch: _Batch) -> None:
+        try:
+            with self._transaction():
+                self._store(batch)
+        except DiskFull:
+            if self._reserve is None or not self._reserve.give_up():
+                raise
+            with self._transaction():
+                self._store(batch)
 
     def _store(self, batch: _Batch) -> None:
         """Few statements with many rows: between two of them the event loop takes its turn."""
@@ -195,7 +285,9 @@ class Log:
             self._db.executemany("DELETE FROM head WHERE key = ?", gone)
 
     def trim(self) -> None:
-        """Cut the log when it has grown an eighth beyond its bounds."""
+        """Cut the log when it has grown an eighth beyond its bounds; look after the reserve."""
+        if self._reserve is not None:
+            self._reserve.take(self._clock())
         many = self.revision - self.floor > self._keep + self._keep // 8
         big = self._bytes > self._keep_bytes + self._keep_bytes // 8
         if many or big:
@@ -331,6 +423,8 @@ def _create(path: Path) -> None:
         finally:
             os.close(directory)
     except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise DiskFull(_full(path)) from error
         raise StoreError(f"cannot create {path}: {error.strerror}") from error
 
 
@@ -374,12 +468,31 @@ def _explained(path: Path) -> Iterator[None]:
             case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
                 text = _damaged(path, str(error))
             case sqlite3.SQLITE_FULL:
-                text = f"{path}: no space left on its disk"
+                raise DiskFull(_full(path)) from error
+            case sqlite3.SQLITE_IOERR | sqlite3.SQLITE_CANTOPEN if _is_full(path.parent):
+                raise DiskFull(_full(path)) from error
             case sqlite3.SQLITE_BUSY:
                 text = f"{path}: another process holds it: {error}"
             case _:
                 text = f"{path}: {error}"
         raise StoreError(text) from error
+
+
+def _full(path: Path) -> str:
+    return (
+        f"no space left on the disk of {path}: free some, "
+        "also with `sandbox prune`, `sandbox rm` and `sandbox image rm`"
+    )
+
+
+def _is_full(directory: Path) -> bool:
+    """Tried, because counts do not tell: of quotas, of inodes, of what a file system sets aside."""
+    try:
+        with tempfile.TemporaryFile(dir=directory) as file:
+            os.posix_fallocate(file.fileno(), 0, _NEEDED_BYTES)
+    except OSError as error:
+        return error.errno in _NO_ROOM
+    return False
 
 
 def _code(error: BaseException | None) -> int:

@@ -30,7 +30,7 @@ import trio
 
 from sandbox.errors import StoreError
 from sandbox.store.base import Change, Versioned
-from sandbox.store.log import Log, Reader, Write
+from sandbox.store.log import Log, Reader, Reserve, Write
 from sandbox.store.watch import LAST_KEY, Cursor, Sleepers, Watch, span
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -77,13 +77,17 @@ class SqliteStore:
         keep: int = 10_000,
         keep_bytes: int = 64 << 20,
         clock: Callable[[], float] = time.time,
+        reserve: Path | None = None,
     ) -> Self:
         """Open or create the store; the log keeps `keep` revisions, and not above `keep_bytes`.
+
+        `reserve` is a file that keeps room for a full disk, beside it; None keeps none.
 
         Neither this nor reading needs an event loop. Raises StoreError for a file that is damaged,
         that is no store, or that a newer Sandbox wrote.
         """
-        return cls(Log.open(path, keep, keep_bytes, clock))
+        kept = Reserve(reserve) if reserve is not None else None
+        return cls(Log.open(path, keep, keep_bytes, clock, kept))
 
     @property
     def revision(self) -> int:

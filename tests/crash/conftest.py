@@ -153,7 +153,7 @@ class Site:
         if (self.state / "tasks").exists():
             yield from (self.state / "tasks").iterdir()
         yield from (p for p in (self.state / "images").rglob(".*"))
-        expected = {"instance", "lock", "images", "tasks"}
+        expected = {"instance", "lock", "images", "reserve", "tasks"}
         for path in self.state.iterdir():
             if path.name not in expected and not path.name.startswith("store.db"):
                 yield path

@@ -21,7 +21,7 @@ import trio
 
 from sandbox.agent import LOST_REASON, Agent, open_agent
 from sandbox.control.owners import OWNER_GONE
-from sandbox.errors import AgentRunning
+from sandbox.errors import AgentRunning, ConfigError, StoreError
 from sandbox.kernel.idranges import CLAIMS
 from sandbox.model import names
 from sandbox.model.request import RunRequest, Streams
@@ -574,6 +574,7 @@ async def test_an_agent_that_cannot_write_its_store_ends_and_its_task_goes_on(
         site = Site(disk / "state", tmp_path / "run")
         driver.start(verb="hold", image=image, script="sleep 0.5; exit 9", **site.place)
         id = driver.hear("ready")["task"]
+        (site.state / "reserve").unlink()
         filler = fill(disk)
         assert driver.hear("ended")["ended"] == 1
         filler.unlink()
@@ -582,3 +583,47 @@ async def test_an_agent_that_cannot_write_its_store_ends_and_its_task_goes_on(
             assert known.containers[0].exit_code == 9
             await agent.tasks.remove(id)
         assert await site.remains() == []
+
+
+async def test_on_a_full_disk_tasks_can_be_looked_at_and_forgotten(
+    driver: Driver, tmp_path: Path, image: str
+) -> None:
+    with small_disk(tmp_path) as disk:
+        site = Site(disk / "state", tmp_path / "run")
+        reserve = site.state / "reserve"
+        async with site.agent() as agent:
+            ids = [(await begin(agent, image, "exit 7")).id for _ in range(2)]
+            for id in ids:
+                await stopped(agent, id)
+            assert reserve.stat().st_blocks * 512 >= 1 << 20
+            filler = fill(disk)
+            await agent.tasks.remove(ids.pop())
+        assert not reserve.exists()
+        filler.unlink()
+        async with site.agent():
+            assert reserve.exists(), "there is room again"
+
+        filler = fill(disk)
+        async with site.agent() as agent:
+            assert [view.id for view in agent.tasks.list()] == ids
+            await agent.tasks.remove(ids.pop())
+        filler.unlink()
+        assert await site.remains() == []
+
+
+async def test_an_agent_without_any_room_says_so_and_what_to_do(tmp_path: Path) -> None:
+    with small_disk(tmp_path) as disk:
+        site = Site(disk / "state", tmp_path / "run")
+        async with site.agent():
+            pass
+        (site.state / "reserve").unlink()
+        fill(disk)
+        with pytest.raises(StoreError) as full:
+            async with site.agent():
+                pass
+        assert str(full.value).startswith(
+            f"no space left on the disk of {site.state}/store.db: free"
+        )
+        with pytest.raises(ConfigError, match="No space left on device"):
+            async with Site(disk / "other", tmp_path / "run").agent():
+                pass
