@@ -300,7 +300,8 @@ def _namespaces(report: Report, directory: Path) -> None:
     try:
         with report.trying(
             "id-mapped layers",
-            "put the state directory on ext4, xfs or btrfs",
+            f"{directory} is on {_file_system(directory)}: put the state directory (--state-dir) on"
+            " ext4, xfs or btrfs, or from Linux 6.3 on tmpfs; a mounted image file of ext4 will do",
             why=f"overlay in {directory}, layers by {_layers_given()}",
         ):
             _try_overlay(directory, made[0].userns_fd, id_base)
@@ -314,6 +315,16 @@ def _layers_given() -> str:
         if mounts.overlay_takes_descriptors():
             return "descriptor"
     return "name (Linux before 6.13)"
+
+
+def _file_system(directory: Path) -> str:
+    """Its type, by the last mount on the nearest directory above."""
+    found = {}
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split()
+        found[fields[4].encode().decode("unicode_escape")] = fields[fields.index("-") + 1]
+    path = directory.resolve()
+    return next((found[f"{p}"] for p in (path, *path.parents) if f"{p}" in found), "?")
 
 
 def _own_proc(report: Report) -> None:
