@@ -1,12 +1,20 @@
-"""The agent's configuration: what it refuses, and in which words."""
+"""The agent's configuration: what it refuses, and in which words, and what the guide says."""
 
 from __future__ import annotations
 
+import dataclasses
+import re
+import tomllib
+from pathlib import Path
+
+import msgspec
 import pytest
 
 from sandbox.agent import Config, read_config
+from sandbox.control.capacity import Capacity
 from sandbox.errors import ConfigError
 
+GUIDE = Path(__file__).parents[2] / "docs/guide/agent.md"
 REFUSED = [
     ({"max_tasks": -1}, "max_tasks: expected `int` >= 0"),
     ({"max_tasks": "many"}, "max_tasks: expected `int`, got `str`"),
@@ -46,3 +54,33 @@ def test_what_is_sensible_is_taken() -> None:
         {"era": "2017", "insecure_registries": ["registry.local:5000"]},
     ):
         assert read_config(settings) != Config()
+
+
+# The guide ---------------------------------------------------------------------------------
+
+
+def test_the_guide_tells_every_setting_with_its_default() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| .+ \|$", GUIDE.read_text(), re.M)
+    told = {key: None if default == "none" else toml(default.strip("`")) for key, default in rows}
+    defaults = {field.name: field.default for field in msgspec.structs.fields(Config)}
+    assert len(rows) == len(told)
+    assert told == {k: list(v) if isinstance(v, tuple) else v for k, v in defaults.items()}
+
+
+def test_the_guides_example_is_a_configuration() -> None:
+    (example,) = re.findall(r"^```toml\n(.*?)^```", GUIDE.read_text(), re.M | re.S)
+    assert read_config(tomllib.loads(example)) != Config()
+
+
+def test_the_guide_tells_which_settings_a_running_agent_takes_over() -> None:
+    """Those that `Agent.reload` and retention read; all others are used once, at the start."""
+    (sentence,) = re.findall(
+        r"^SIGHUP changes (.*?) of a\s+running", GUIDE.read_text(), re.M | re.S
+    )
+    names = re.findall(r"`(\w+)`", sentence)
+    limits = {field.name for field in dataclasses.fields(Capacity)} - {"memory"}
+    assert set(names) == limits | {"era", "stopped_tasks_kept", "stopped_tasks_kept_s"}
+
+
+def toml(value: str) -> object:
+    return tomllib.loads(f"x = {value}")["x"]
