@@ -99,7 +99,9 @@ async def test_closing_finishes_what_is_queued_and_ends_the_thread() -> None:
         await trio.testing.wait_all_tasks_blocked()
         nursery.start_soon(thread.aclose)
     assert done == [1]
-    assert not os.path.exists(f"/proc/self/task/{native_id}")
+    with trio.fail_after(10):  # joined it is no Python thread any more, and a moment later no task
+        while os.path.exists(f"/proc/self/task/{native_id}"):
+            await trio.sleep(0.001)
 
 
 async def test_a_closed_thread_refuses_and_may_be_closed_again() -> None:
