@@ -477,6 +477,26 @@ async def test_a_pull_killed_at_any_moment_is_pulled_again(
         assert await recovered(site, PATHS[name], image) == []
 
 
+async def test_how_a_container_ended_is_known_also_of_a_task_that_was_not_yet_running(
+    driver: Driver, site: Site, image: str
+) -> None:
+    """Its task is undone all the same: see ADR 1."""
+    driver.ask(
+        verb="run", path="run to its exit", image=image, failpoint="keeper.done", **site.place
+    )
+    with trio.fail_after(20):
+        while not list(site.state.glob("tasks/*/app/run.0/exit")):
+            await trio.sleep(0.02)
+    async with site.agent() as agent:
+        (id,) = (view.id for view in agent.tasks.list())
+        known = (await stopped(agent, id)).known
+        assert known.stop_code is StopCode.TASK_FAILED_TO_START
+        assert known.containers[0].exit_code == 7
+        assert "line 49\nend\n" in await log_of(agent, id, "app")
+        await agent.tasks.remove(id)
+    assert await site.remains() == []
+
+
 async def test_what_cannot_be_undone_is_tried_again_then_kept_apart(site: Site, image: str) -> None:
     """A mount in the way: the task ends all the same, and its ids are given to nobody."""
     shared = (MountPoint(source_volume="shared", container_path="/shared"),)
