@@ -481,7 +481,7 @@ def _explained(path: Path) -> Iterator[None]:
 def _full(path: Path) -> str:
     return (
         f"no space left on the disk of {path}: free some, "
-        "also with `sandbox prune`, `sandbox rm` and `sandbox image rm`"
+        "then `sandbox prune`, `sandbox rm` and `sandbox image rm` can free more"
     )
 
 
