@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,6 +81,26 @@ async def test_lo_is_up_and_the_sysctls_are_those_of_a_task(slot: Slot) -> None:
 async def test_the_hosts_own_sysctls_are_not_touched(slot: Slot) -> None:
     host = Path("/proc/sys/net/ipv4/ping_group_range").read_text().split()
     assert host != inside(slot, "cat /proc/sys/net/ipv4/ping_group_range").split()
+
+
+async def test_the_agents_own_limits_do_not_bound_what_runs_in_a_slot() -> None:
+    """A user namespace keeps some of its maker's limits, whatever is set inside (Linux 5.14)."""
+    free = resource.getrlimit(resource.RLIMIT_MSGQUEUE)
+    resource.setrlimit(resource.RLIMIT_MSGQUEUE, (0, free[1]))
+    try:
+        (made,) = await slots.make([BASES[0]])
+    finally:
+        resource.setrlimit(resource.RLIMIT_MSGQUEUE, free)
+    name = f"/sandbox-test-{os.getpid()}"
+    script = (
+        "import ctypes; c = ctypes.CDLL(None, use_errno=True); "
+        f"fd = c.mq_open(b'{name}', 0o102, 0o600, None); "
+        f"print(ctypes.get_errno() if fd < 0 else c.mq_unlink(b'{name}'))"
+    )
+    try:
+        assert inside(made, f'{sys.executable} -c "{script}"') == "0"
+    finally:
+        made.close()
 
 
 async def test_a_failure_names_the_step_and_hands_nothing_over() -> None:
