@@ -313,6 +313,9 @@ class Tasks:
                 raise InvalidParameterException("no command to execute")
             _check_texts(request)
             _check_streams(streams)
+            directory = request.working_directory
+            if directory and not directory.startswith("/"):
+                raise InvalidParameterException(f"working directory {directory} must be absolute")
             return await self._live(task).exec(request, streams, started)
         finally:
             close_streams(streams)

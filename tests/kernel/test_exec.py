@@ -130,6 +130,15 @@ async def test_what_cannot_be_executed_is_told_as_a_shell_tells_it(
     await killed(agent, task)
 
 
+async def test_a_relative_working_directory_is_refused_as_in_a_definition(
+    agent: Agent, tiny: str
+) -> None:
+    task = await started(agent, app(tiny))
+    with pytest.raises(InvalidParameterException, match="rel must be absolute"):
+        await execute_alone(agent, task, "true", working_directory="rel")
+    await killed(agent, task)
+
+
 async def test_a_user_that_is_not_there_is_named(agent: Agent, tiny: str) -> None:
     task = await started(agent, app(tiny))
     with pytest.raises(Exception, match="unable to find user 'nobody-here'"):
