@@ -7,6 +7,7 @@ import tarfile
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from tempfile import TemporaryFile
 
 import click
 
@@ -31,8 +32,7 @@ class CopyCommand(Command):
 def cp(context: click.Context, /, container: str | None, source: str, destination: str) -> None:
     """Copy a file or a tree; one of SRC and DST is TASK:PATH.
 
-    DST names the copy; if it is a directory (of this host) or ends with a slash, the copy is made
-    inside.
+    DST names the copy; if it is a directory or ends with a slash, the copy is made inside.
     """
     from_task, to_task = task_path(source), task_path(destination)
     if (from_task is None) == (to_task is None):
@@ -61,7 +61,7 @@ def put(link: Link, source: str, task: str, path: str, container: str | None) ->
     if not os.path.lexists(source):
         raise ConfigError(f"{source}: {os.strerror(2)}")
     name = os.path.basename(os.path.abspath(source))
-    if not path.endswith("/"):
+    if not path.endswith("/") and not is_directory(link, task, path, container):
         path, name = os.path.split(path)
     read, write = os.pipe()
     failed: list[Exception] = []
@@ -79,6 +79,20 @@ def put(link: Link, source: str, task: str, path: str, container: str | None) ->
     _transfer(link, call, read, send)
     for error in failed:
         raise ConfigError(f"{source}: {error}")
+
+
+def is_directory(link: Link, task: str, path: str, container: str | None) -> bool:
+    """Whether nothing at all can be copied into it."""
+    with TemporaryFile() as nothing:
+        call = calls.PutArchive(task=task, path=f"{path}/.", archive=0, container=container)
+        try:
+            with tarfile.open(fileobj=nothing, mode="w"):
+                pass
+            nothing.seek(0)
+            link.call(call, [nothing.fileno()])
+        except InvalidParameterException:
+            return False
+    return True
 
 
 def get(link: Link, task: str, path: str, destination: str, container: str | None) -> None:

@@ -465,6 +465,17 @@ async def test_files_are_copied_both_ways(tmp_path: Path) -> None:
         assert failed.returncode == 1 and b"no task nobody" in failed.stderr
 
 
+async def test_a_copy_goes_into_a_directory_that_is_there(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "tmp").mkdir()
+    async with serving(tmp_path):
+        task = (await sandbox(tmp_path, "run", "-d", "tiny", "sleep")).stdout.decode().strip()
+        done = await sandbox(tmp_path, "cp", str(tmp_path / "file"), f"{task}:/tmp")
+        assert done.returncode == 0, done.stderr
+        with tarfile.open(tmp_path / "tmp.tar") as archive:
+            assert archive.getnames() == ["file"]
+
+
 async def test_stats_and_events_have_a_table_and_json(tmp_path: Path) -> None:
     async with serving(tmp_path):
         await sandbox(tmp_path, "run", "-d", "tiny", "sleep")

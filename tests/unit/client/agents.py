@@ -278,6 +278,8 @@ class FakeTasks:
     ) -> None:
         self.find(task)
         target = self.root / path.lstrip("/")
+        if path.endswith("/.") and not target.is_dir():
+            raise InvalidParameterException(f"{path}: No such file or directory")
 
         def work() -> None:
             with os.fdopen(os.dup(archive), "rb") as stream:
