@@ -14,7 +14,7 @@ import sys
 import termios
 import time
 import tty
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 
@@ -122,7 +122,10 @@ def raw_terminal(wanted: bool) -> Iterator[None]:
 
 
 class Bar:
-    """How far a pull is, on one line of stderr, if that is a terminal."""
+    """How far a pull is, on one line of stderr, if that is a terminal.
+
+    Layers come side by side, so what is shown is their sum, as far as they are known.
+    """
 
     WIDTH = 24
     PERIOD_S = 0.1
@@ -131,14 +134,26 @@ class Bar:
         self._shown = False
         self._next = 0.0
         self._enabled = sys.stderr.isatty()
+        self._parts: dict[str, tuple[int, int | None]] = {}
 
     def show(self, what: str, done: int, total: int | None) -> None:
+        self._parts[what] = (done, total)
         now = time.monotonic()
         if not self._enabled or (now < self._next and done != total):
             return
         self._next, self._shown = now + self.PERIOD_S, True
-        sys.stderr.write("\r" + self.line(what, done, total, window()[1]) + "\x1b[K")
+        sys.stderr.write("\r" + self.line(*self.sum(self._parts), window()[1]) + "\x1b[K")
         sys.stderr.flush()
+
+    @staticmethod
+    def sum(parts: Mapping[str, tuple[int, int | None]]) -> tuple[str, int, int | None]:
+        """What to call all parts together, and their bytes; one alone has its own name."""
+        done = sum(done for done, _ in parts.values())
+        totals = [total for _, total in parts.values() if total is not None]
+        total = sum(totals) if len(totals) == len(parts) else None
+        ended = sum(done == total for done, total in parts.values())
+        what = f"{ended} of {len(parts)} layers" if len(parts) > 1 else next(iter(parts))
+        return what, done, total
 
     @classmethod
     def line(cls, what: str, done: int, total: int | None, columns: int) -> str:

@@ -100,6 +100,21 @@ def test_a_progress_line_fits_its_terminal_or_is_only_its_numbers(
     assert len(line) < max(columns, 60)
 
 
+def test_layers_that_come_side_by_side_are_shown_as_their_sum() -> None:
+    assert Bar.sum({"a": (5, 10)}) == ("a", 5, 10)
+    assert Bar.sum({"a": (10, 10), "b": (1, 30)}) == ("1 of 2 layers", 11, 40)
+    assert Bar.sum({"a": (10, 10), "b": (1, None)}) == ("1 of 2 layers", 11, None)
+
+
+def test_a_pull_moves_on_and_never_jumps_back() -> None:
+    seen = []
+    parts: dict[str, tuple[int, int | None]] = {"a": (0, 100), "b": (0, 50)}
+    for what, done in (("a", 10), ("b", 20), ("a", 20), ("b", 50), ("a", 100)):
+        parts[what] = (done, parts[what][1])
+        seen.append(Bar.sum(parts)[1])
+    assert seen == sorted(seen) and seen[-1] == 150
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [("90", 90), ("90s", 90), ("15m", 900), ("2h", 7200), ("1d", 86400), ("0.5s", 0.5)],
