@@ -8,6 +8,7 @@ it serves, or why not, and leaves when nobody needs it.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import sys
@@ -201,7 +202,7 @@ async def _serve_until_idle(where: Place, config: dict[str, Any]) -> None:
     from sandbox.agent import open_agent
 
     deadline = trio.current_time() + TAKEOVER_S
-    while True:
+    while _is_wanted():
         try:
             async with open_agent(Path(where.state_dir), Path(where.run_dir), config) as running:
                 with running.presence.hold():
@@ -222,6 +223,13 @@ async def _serve_until_idle(where: Place, config: dict[str, Any]) -> None:
 async def _leave_on(signals: Any, leaving: Any) -> None:
     async for _ in signals:
         leaving.cancel()
+
+
+def _is_wanted() -> bool:
+    """The command that started us still waits: it has not closed its end of the pipe."""
+    pipe = select.poll()
+    pipe.register(READY_FD, 0)
+    return not pipe.poll(0)
 
 
 async def _see_reached() -> None:
