@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -208,11 +207,11 @@ async def test_a_slow_reader_slows_the_program(agent: Agent, tiny: str) -> None:
     count = 1 << 20
     script = f"yes 1234567 | head -c {count}; echo done >&2"
     task = await run(agent, Streams(stdout=writer), app(tiny, script))
-    await reached(agent, task, lambda view: view.known.last_status is Status.RUNNING)
+    await heard(agent, task, "1234567")
     await trio.sleep(0.5)
     log = await written(agent, task)
     assert "done" not in log
-    assert 0 < len(log) < 300_000  # what pipes and one chunk hold
+    assert len(log) < 300_000  # what pipes and one chunk hold
     received = await read_all(reader)
     assert received == b"1234567\n" * (count // 8)
     with trio.fail_after(10):
@@ -334,9 +333,9 @@ async def test_output_that_nobody_reads_waits_for_its_reader_until_the_task_is_s
     assert len(received) == 100_000
     with trio.fail_after(10):
         assert (await finish(agent, tasks[0])).container.exit_code == 0
-    began = time.monotonic()
-    assert (await stopped(agent, tasks[1])).container.exit_code == 0
-    assert time.monotonic() - began < 5
+    outcome = await stopped(agent, tasks[1])
+    assert outcome.container.exit_code == 0
+    assert len(outcome.stdout) == 100_000  # a keeper that is not waited for loses some
     os.close(pipes[1][0])
 
 

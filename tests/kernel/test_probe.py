@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ import pytest
 from sandbox.kernel import mounts, probe
 from sandbox.kernel.cgroups import hierarchies
 from sandbox.kernel.probe import Finding, State
-from tests.conftest import IN_GUEST
 
 pytestmark = pytest.mark.guest
 
@@ -61,11 +59,6 @@ def test_layers_by_name_are_no_lack(findings: dict[str, Finding]) -> None:
     assert layers.why.endswith(f"layers by {given}")
 
 
-@pytest.mark.skipif(IN_GUEST, reason="the guest's time is not real")
-def test_it_takes_less_than_a_second_and_writes_only_below_the_state_directory(
-    tmp_path: Path,
-) -> None:
-    began = time.monotonic()
+def test_it_leaves_nothing_where_the_state_directory_will_be(tmp_path: Path) -> None:
     probe.probe(tmp_path / "not" / "yet")
-    assert time.monotonic() - began < 1
     assert list(tmp_path.iterdir()) == []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import trio
 
@@ -160,11 +158,9 @@ async def test_a_fork_bomb_meets_a_limit_and_its_task_is_ended_whole(
             await until(lambda: pids >= 4096)
         nursery.cancel_scope.cancel()
     assert 100 < pids <= 4096
-    began = time.monotonic()
     await agent.tasks.kill(task, 9)
     with trio.fail_after(20):
         await finish(agent, task)
-    assert time.monotonic() - began < 15
     assert (await execute(agent, other, "echo", "well"))[1] == "well\n"
     await killed(agent, other)
 

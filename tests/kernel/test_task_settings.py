@@ -25,7 +25,7 @@ from sandbox.model.task import (
     Ulimit,
     Volume,
 )
-from tests.kernel.conftest import Outcome
+from tests.kernel.conftest import Outcome, until
 from tests.kernel.probe_image import Images
 from tests.kernel.tasks import (
     STAYS,
@@ -34,6 +34,7 @@ from tests.kernel.tasks import (
     heard,
     killed,
     of,
+    processes_of,
     started,
     stopped,
     to_the_end,
@@ -215,9 +216,14 @@ async def test_our_init_reaps_what_a_program_does_not(agent: Agent, tiny: str) -
         container(tiny, "with", script, linux_parameters=WITH_INIT),
         container(tiny, "without", script),
     )
-    await trio.sleep(0.5)
-    assert await zombies(agent, task, "with") == 1  # the child of `sleep` itself; no orphan
-    assert await zombies(agent, task, "without") == 2
+    ending = ("sh -c", "sleep 0.")
+    await until(lambda: not any(line.startswith(ending) for line in processes_of(agent, task)))
+    with trio.fail_after(10):
+        while await zombies(agent, task, "without") != 2:
+            await trio.sleep(0.01)
+        # The child of `sleep` itself; no orphan.
+        while await zombies(agent, task, "with") != 1:
+            await trio.sleep(0.01)
     await killed(agent, task)
 
 

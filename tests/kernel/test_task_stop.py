@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from functools import partial
 
@@ -31,12 +30,8 @@ WITH_INIT = LinuxParameters(init_process_enabled=True)
 
 
 async def test_one_that_honours_sigterm_ends_with_143(agent: Agent, tiny: str) -> None:
-    task = await started(
-        agent, container(tiny, "app", "exec sleep 1000", linux_parameters=WITH_INIT)
-    )
-    began = time.monotonic()
-    outcome = await stopped(agent, task)
-    assert time.monotonic() - began < 1.5
+    app = container(tiny, "app", "exec sleep 1000", stop_timeout=120, linux_parameters=WITH_INIT)
+    outcome = await stopped(agent, await started(agent, app))
     assert outcome.container.exit_code == 143
     assert outcome.container.reason is None
 
@@ -47,10 +42,11 @@ async def test_one_that_ignores_it_is_killed_after_its_stop_timeout(
     script = "trap '' TERM; echo up; while :; do sleep 0.1; done"
     task = await started(agent, container(tiny, "app", script, stop_timeout=2))
     await heard(agent, task, "up")
-    began = time.monotonic()
     outcome = await stopped(agent, task)
-    assert 2 <= time.monotonic() - began < 4
+    known = outcome.view.known
     assert outcome.container.exit_code == 137
+    assert known.stopping_at is not None and known.execution_stopped_at is not None
+    assert known.execution_stopped_at - known.stopping_at >= 2
 
 
 async def test_the_stop_signal_is_the_images(agent: Agent, images: Images) -> None:
@@ -124,9 +120,7 @@ async def test_a_task_can_be_stopped_while_its_image_is_pulled(agent: Agent) -> 
         with trio.fail_after(10):
             await asked.wait()
         assert agent.tasks.describe(task).known.last_status is Status.PENDING
-        began = time.monotonic()
         known = (await stopped(agent, task)).view.known
-        assert time.monotonic() - began < 2
     assert known.stop_code is StopCode.USER_INITIATED
     assert known.stopped_reason == "Task stopped by user"
     assert (known.started_at, known.pull_stopped_at) == (None, None)
