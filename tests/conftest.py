@@ -23,6 +23,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import structlog
 
 ROOT = Path(__file__).parents[1]
 LEFT_AFTER_S = 5.0
@@ -50,6 +51,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if touches_the_host(item) and os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def plain_tracebacks() -> None:
+    """structlog's default has all local variables: writing one holds up an agent for seconds."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+        ]
+    )
 
 
 # ---------------------------------------------------------------------- leaks

@@ -85,6 +85,10 @@ def child(request: dict[str, Any]) -> None:
     # A name that no failpoint has makes the agent remember those that it passes.
     os.environ["SANDBOX_FAILPOINT"] = request.get("failpoint") or "none"
     structlog.configure(
+        # Not with local variables, its default: that holds up the agent for seconds.
+        processors=[
+            structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        ],
         wrapper_class=structlog.make_filtering_bound_logger("error"),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
