@@ -27,9 +27,13 @@ class TransferError(RegistryError):
     """A blob of a manifest that was resolved could not be had in full."""
 
 
-def pull_failure_text(error: SandboxError, reference: AnyReference) -> str:
-    """The stoppedReason of a task whose image could not be pulled."""
-    return _text(error, reference)[:_MAX_REASON]
+def pull_failure_text(
+    error: SandboxError, reference: AnyReference, *, is_asked: bool = True
+) -> str:
+    """The stoppedReason of a task whose image could not be pulled; nobody `is_asked` for one that
+    must not be."""
+    text = _text(error, reference) if is_asked else f"CannotPullContainerError: {error}"
+    return text[:_MAX_REASON]
 
 
 def _text(error: SandboxError, reference: AnyReference) -> str:

@@ -156,7 +156,7 @@ class ImageStore:
         is_local = not isinstance(name, Reference)
         image = None if pull == "always" else self._ready(name, wanted)
         if image is None and pull == "never":
-            raise ImageError(f"{name} is not stored here, and must not be pulled")
+            raise ImageNotFound(f"{name} is not stored here, and must not be pulled")
         if image is None or (is_local and pull == "missing"):
             image = await self._pull(name, wanted, credentials, progress)
         self._handed_over[image.digest] = trio.current_time() + _HANDOVER_S

@@ -245,7 +245,7 @@ async def _ensure(scene: Scene, definition: ContainerDefinition) -> Image:
             wanted, pull=scene.task.pull, platform=scene.task.platform, progress=scene.progress
         )
     except SandboxError as error:
-        text = pull_failure_text(error, wanted)
+        text = pull_failure_text(error, wanted, is_asked=scene.task.pull != "never")
         raise TaskFailed(text, container=definition.name) from error
 
 

@@ -41,7 +41,7 @@ async def test_an_agent_killed_anywhere_on_the_way_leaves_nothing_wrong(
         ("run to its exit", "roots.done"),
         ("run and stop", "known.running"),
         ("several containers", "keeper.done#2"),
-        ("no such command", "known.stopping"),
+        ("no such command", "known.deprovisioning"),
         ("restart", "restart.do"),
         ("run --rm", "known.deprovisioning"),
     ],
