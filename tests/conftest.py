@@ -24,6 +24,11 @@ from pathlib import Path
 import psutil
 import pytest
 import structlog
+from hypothesis import HealthCheck, settings
+
+# A machine may be slow, busy, or emulated: no test is about time.
+settings.register_profile("any", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any")
 
 ROOT = Path(__file__).parents[1]
 LEFT_AFTER_S = 5.0

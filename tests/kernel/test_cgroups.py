@@ -16,7 +16,13 @@ import trio
 
 from sandbox.errors import KernelError
 from sandbox.kernel.cgroups import Cgroup, CgroupTree, Limits
-from sandbox.kernel.cgroups.hierarchies import CONTROLLERS, Mount, choose, parse_mountinfo
+from sandbox.kernel.cgroups.hierarchies import (
+    CONTROLLERS,
+    Chosen,
+    Mount,
+    choose,
+    parse_mountinfo,
+)
 from tests.suites.cgroup_suite import PATIENCE_S, CgroupSuite, KillSuite
 
 pytestmark = pytest.mark.guest
@@ -58,9 +64,12 @@ class TestWithoutCgroupKill(KillSuite):
 
 def places(tree: CgroupTree) -> list[Path]:
     """The directories of the instance, in every hierarchy that is mounted."""
-    chosen = choose(parse_mountinfo(Path("/proc/self/mountinfo").read_text()))
-    name = tree.form.rpartition("/")[2]
-    return [Path(mount.path, name) for mount in {chosen.unified, *chosen.legacy.values()}]
+    unified = Path(tree._branches.unified.path)  # where systemd has delegated it, or at the root
+    return [unified, *(Path(mount.path, unified.name) for mount in mounted().legacy.values())]
+
+
+def mounted() -> Chosen:
+    return choose(parse_mountinfo(Path("/proc/self/mountinfo").read_text()))
 
 
 def test_every_hierarchy_has_the_same_tree_and_loses_it(tree: CgroupTree) -> None:
@@ -160,10 +169,9 @@ def test_a_delegated_unit_holds_the_tree_and_the_agent_its_leaf(tree: CgroupTree
 
 
 def test_the_unit_for_tasks_holds_the_tree_of_an_agent_elsewhere(
-    tree: CgroupTree, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    root = Path(tree._branches.unified.path).parent
-    unit = root / f"sandbox-test-{secrets.token_hex(2)}.service"
+    unit = Path(mounted().unified.path, f"sandbox-test-{secrets.token_hex(2)}.service")
     monkeypatch.setattr("sandbox.kernel.cgroups.tree.TASKS_UNIT", unit.name)
     before = CgroupTree.open(stayed := secrets.token_hex(2))
     unit.mkdir()
