@@ -136,7 +136,7 @@ def processes() -> set[str]:
 
 def describe(process: psutil.Process) -> str | None:
     try:
-        return f"{process.pid} {process.name()} ({process.status()})"
+        return f"{process.pid} {process.name()}"  # not its state, which changes
     except psutil.Error:
         return None
 
