@@ -31,7 +31,7 @@ def test_what_a_test_leaves_behind_is_named(tmp_path: Path) -> None:
 
         left = leaked(before)
     assert {
-        f"process {child.pid} sleep (sleeping)",
+        f"process {child.pid} sleep",
         f"descriptor {descriptor} -> {tmp_path}",
         f"mount {mounted} (/ of tmpfs)",
         f"cgroup {cgroup}",
