@@ -22,7 +22,6 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import trio
@@ -79,7 +78,7 @@ async def make(
         with ours:
             with theirs:
                 pid = _spawn(
-                    program, theirs.fileno(), [*map(str, ranges), *_present(tuple(sysctls))]
+                    program, theirs.fileno(), [*map(str, ranges), *_present(sysctls)]
                 )
             try:
                 ours.setblocking(False)
@@ -94,10 +93,9 @@ async def make(
     return slots
 
 
-@cache
-def _present(sysctls: tuple[str, ...]) -> tuple[str, ...]:
-    """Without those of an IP version that the kernel was built or booted without."""
-    return tuple(s for s in sysctls if os.path.exists(f"/proc/sys/{s.partition('=')[0]}"))
+def _present(sysctls: Sequence[str]) -> list[str]:
+    """Without those of an IP version that the kernel has not; a module may bring it at any time."""
+    return [s for s in sysctls if os.path.exists(f"/proc/sys/{s.partition('=')[0]}")]
 
 
 def _spawn(program: Path, fd: int, arguments: Sequence[str]) -> int:
