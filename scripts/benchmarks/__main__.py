@@ -53,7 +53,7 @@ def measure(chosen: tuple[str, ...], quick: bool) -> list[Section]:
             sections["memory"] = trio.run(memory, disk / "memory", tiny)
         if "pull" in chosen:
             say("pull")
-            sections["pull"] = pull(disk / "pull", many, 2 if quick else 5)
+            sections["pull"] = pull(disk, many, 2 if quick else 5)
     return [sections[part] for part in PARTS if part in sections]
 
 
