@@ -77,9 +77,7 @@ async def make(
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours:
             with theirs:
-                pid = _spawn(
-                    program, theirs.fileno(), [*map(str, ranges), *_present(sysctls)]
-                )
+                pid = _spawn(program, theirs.fileno(), [*map(str, ranges), *_present(sysctls)])
             try:
                 ours.setblocking(False)
                 while (slot := await _receive(ours)) is not None:
