@@ -83,6 +83,19 @@ async def test_the_hosts_own_sysctls_are_not_touched(slot: Slot) -> None:
     assert host != inside(slot, "cat /proc/sys/net/ipv4/ping_group_range").split()
 
 
+async def test_an_ip_version_that_is_loaded_later_is_not_missed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as before:
+        before.setattr(os.path, "exists", lambda path: False)
+        (early,) = await slots.make([BASES[0]])
+    (late,) = await slots.make([BASES[1]])
+    ports = [inside(s, "cat /proc/sys/net/ipv4/ip_unprivileged_port_start") for s in (early, late)]
+    for made in (early, late):
+        made.close()
+    assert ports == ["1024", "0"]
+
+
 async def test_the_agents_own_limits_do_not_bound_what_runs_in_a_slot() -> None:
     """A user namespace keeps some of its maker's limits, whatever is set inside (Linux 5.14)."""
     free = resource.getrlimit(resource.RLIMIT_MSGQUEUE)
