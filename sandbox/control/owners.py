@@ -20,8 +20,8 @@ from typing import Any, Final
 import trio
 
 from sandbox.errors import NotFound
+from sandbox.kernel.processes import open_process, start_time
 from sandbox.model.task import Status
-from sandbox.runtime import keeper as keepers
 from sandbox.store import rows
 from sandbox.store.base import Store
 
@@ -32,7 +32,7 @@ _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 def name(client: str) -> str:
     """The owner's name for BOOT:PID, as which the faces know their clients."""
     pid = int(client.rpartition(":")[2])
-    return f"{client}:{keepers.start_time(pid) or 0}"
+    return f"{client}:{start_time(pid) or 0}"
 
 
 async def serve(store: Store, stop: Callable[..., Awaitable[Any]]) -> None:
@@ -65,7 +65,7 @@ async def _until_gone(owner: str) -> None:
     boot, pid, started = owner.split(":")
     if boot != _BOOT_ID.read_text().strip():
         return
-    process = keepers.open_process(int(pid), int(started))
+    process = open_process(int(pid), int(started))
     if process is None:
         return
     try:

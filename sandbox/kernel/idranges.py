@@ -28,6 +28,7 @@ from pathlib import Path
 
 from sandbox.errors import KernelError
 from sandbox.kernel.native import raising
+from sandbox.kernel.processes import start_time
 
 SIZE = 65536
 WINDOW = range(0x70000000, 0x80000000, SIZE)
@@ -104,7 +105,7 @@ class IdRanges:
         if window.step != SIZE or window.start % SIZE:
             raise ValueError(f"{window} would overlap the ranges of other agents")
         pid = os.getpid()
-        self._owner = Owner(instance, pid, _start_time(pid) or 0, str(state_dir.absolute()))
+        self._owner = Owner(instance, pid, start_time(pid) or 0, str(state_dir.absolute()))
         self._window = window
         self._claims = claims
         self._etc = etc
@@ -132,7 +133,7 @@ class IdRanges:
                 self._link(first)
         for source in self._claims.glob(".*"):
             owner = self._owner_of(source.name)
-            if owner is not None and _start_time(owner.pid) != owner.start_time:
+            if owner is not None and start_time(owner.pid) != owner.start_time:
                 source.unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -207,7 +208,7 @@ class IdRanges:
         return owner.instance == self._owner.instance
 
     def _is_void(self, owner: Owner, first: int) -> bool:
-        is_alive = _start_time(owner.pid) == owner.start_time
+        is_alive = start_time(owner.pid) == owner.start_time
         return not (is_alive or os.path.exists(owner.state_dir) or _is_mapped(first))
 
     def _reserved(self) -> list[range]:
@@ -235,14 +236,6 @@ _FILES = {
     "subuid": subordinate_ids,
     "subgid": subordinate_ids,
 }
-
-
-def _start_time(pid: int) -> int | None:
-    """Field 22 of /proc/PID/stat, counted from behind the name, which may hold blanks and ")"."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    except OSError:
-        return None
 
 
 def _is_mapped(first: int) -> bool:

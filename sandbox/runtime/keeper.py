@@ -26,6 +26,7 @@ import trio
 
 from sandbox.errors import InvalidParameterException, KernelError
 from sandbox.kernel import native
+from sandbox.kernel.processes import is_zombie, open_process, start_time
 from sandbox.kernel.program import Program
 from sandbox.model.task import KeeperIdentity
 from sandbox.runtime.logs import STREAMS
@@ -78,39 +79,6 @@ class StartFailed(KernelError):
 
 def _kernel(call: str, subject: object, error: OSError) -> KernelError:
     return KernelError(call, str(subject), error.errno or errno.EIO)
-
-
-def start_time(pid: int) -> int | None:
-    """Field 22 of /proc/PID/stat, None when there is no such process."""
-    fields = _stat(pid)
-    return int(fields[19]) if fields else None
-
-
-def _stat(pid: int) -> list[bytes] | None:
-    """The fields of /proc/PID/stat behind the name, which may hold blanks and ")"."""
-    try:
-        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        text = os.read(fd, 4096)
-    except OSError:
-        return None  # it ended meanwhile
-    finally:
-        os.close(fd)
-    return text[text.rindex(b")") + 2 :].split()
-
-
-def open_process(pid: int, started: int) -> int | None:
-    """A pidfd, if that process is still the one that was meant."""
-    try:
-        fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return None
-    if start_time(pid) == started:
-        return fd
-    os.close(fd)
-    return None
 
 
 def _spawn(binary: Path, descriptors: list[int]) -> int:
@@ -247,7 +215,7 @@ class Keeper:
                 return Ended(status=value, at=at_ns / 1e9)
 
     def _is_alive(self) -> bool:
-        return start_time(self.identity.pid) == self.identity.start_time and not _is_zombie(
+        return start_time(self.identity.pid) == self.identity.start_time and not is_zombie(
             self.identity.pid
         )
 
@@ -302,11 +270,6 @@ async def _either_ends(*pidfds: int) -> None:
 def _send(pidfd: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(pidfd, number)
-
-
-def _is_zombie(pid: int) -> bool:
-    fields = _stat(pid)
-    return fields is None or fields[0] == b"Z"
 
 
 async def start(

@@ -20,6 +20,7 @@ import trio
 from sandbox.errors import KernelError
 from sandbox.kernel import mounts
 from sandbox.kernel.cgroups import Limits
+from sandbox.kernel.processes import start_time
 from sandbox.kernel.slots import Slot
 from sandbox.model import names
 from sandbox.runtime import keeper as keepers
@@ -77,7 +78,7 @@ def open_namespace(keeper: Keeper) -> int:
         fd = os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise KernelError("open", f"/proc/{pid}/ns/pid", error.errno or errno.EIO) from None
-    if keepers.start_time(pid) == keeper.identity.init_start_time:
+    if start_time(pid) == keeper.identity.init_start_time:
         return fd
     os.close(fd)
     raise KernelError("open", f"/proc/{pid}/ns/pid", errno.ESRCH)

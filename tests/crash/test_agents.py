@@ -23,10 +23,10 @@ from sandbox.agent import LOST_REASON, Agent, open_agent
 from sandbox.control.owners import OWNER_GONE
 from sandbox.errors import AgentRunning, ConfigError, StoreError
 from sandbox.kernel.idranges import CLAIMS
+from sandbox.kernel.processes import start_time
 from sandbox.model import names
 from sandbox.model.request import RunRequest, Streams
 from sandbox.model.task import MountPoint, Status, StopCode, TaskView, Volume
-from sandbox.runtime.keeper import start_time
 from sandbox.store import rows
 from tests.conftest import ROOT, cgroup_roots
 from tests.crash.conftest import SETTINGS, Driver, Site

@@ -1,0 +1,47 @@
+"""Processes by number: a pid alone may be another's tomorrow, with its start time it is one's own.
+
+The start time is that of /proc/PID/stat, in clock ticks since the boot.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+def start_time(pid: int) -> int | None:
+    """None when there is no such process."""
+    fields = _stat(pid)
+    return int(fields[19]) if fields else None
+
+
+def is_zombie(pid: int) -> bool:
+    """Ended and not reaped; True also when it is gone altogether."""
+    fields = _stat(pid)
+    return fields is None or fields[0] == b"Z"
+
+
+def open_process(pid: int, started: int) -> int | None:
+    """A pidfd, if that process is still the one that was meant."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    if start_time(pid) == started:
+        return fd
+    os.close(fd)
+    return None
+
+
+def _stat(pid: int) -> list[bytes] | None:
+    """From the third field on: what is behind the name, which may hold blanks and ")"."""
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        text = os.read(fd, 4096)
+    except OSError:
+        return None  # it ended meanwhile
+    finally:
+        os.close(fd)
+    return text[text.rindex(b")") + 2 :].split()
