@@ -244,9 +244,8 @@ def _logins(config: Config) -> Callable[[str], Credentials | None] | None:
 def _ranges_in_use(store: SqliteStore) -> set[int]:
     used = set()
     for task in rows.task_ids(store):
-        known = rows.known(store, task)
         row = rows.desired(store, task)
-        if row and (known is None or known.last_status is not Status.STOPPED):
+        if row and not rows.has_stopped(store, task):
             used.add(row.value.id_base)
     return used
 

@@ -21,7 +21,6 @@ import trio
 
 from sandbox.errors import NotFound
 from sandbox.kernel.processes import open_process, start_time
-from sandbox.model.task import Status
 from sandbox.store import rows
 from sandbox.store.base import Store
 
@@ -46,7 +45,7 @@ def _owned(store: Store) -> Mapping[str, Sequence[str]]:
     owned = defaultdict(list)
     for task in rows.task_ids(store):
         row = rows.desired(store, task)
-        if row is not None and row.value.owner is not None and not _is_over(store, task):
+        if row is not None and row.value.owner is not None and not rows.has_stopped(store, task):
             owned[row.value.owner].append(task)
     return owned
 
@@ -56,7 +55,7 @@ async def _watch(
 ) -> None:
     await _until_gone(owner)
     for task in tasks:
-        if not _is_over(store, task):
+        if not rows.has_stopped(store, task):
             with contextlib.suppress(NotFound):  # removed meanwhile
                 await stop(task, reason=OWNER_GONE)
 
@@ -72,8 +71,3 @@ async def _until_gone(owner: str) -> None:
         await trio.lowlevel.wait_readable(process)
     finally:
         os.close(process)
-
-
-def _is_over(store: Store, task: str) -> bool:
-    known = rows.known(store, task)
-    return known is not None and known.last_status is Status.STOPPED

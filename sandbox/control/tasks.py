@@ -207,12 +207,8 @@ class Tasks:
     def _named(self, name: str, ids: Iterable[str]) -> list[str]:
         """The tasks of that name, those that have not stopped alone if there are any."""
         found = [id for id in ids if self._row(id).value.definition.family == name]
-        live = [id for id in found if not self._has_stopped(id)]
+        live = [id for id in found if not rows.has_stopped(self._node.store, id)]
         return live or found
-
-    def _has_stopped(self, task: str) -> bool:
-        known = rows.known(self._node.store, task)
-        return known is not None and known.last_status is Status.STOPPED
 
     def _row(self, task: str) -> Versioned[TaskDesired]:
         row = rows.desired(self._node.store, task)

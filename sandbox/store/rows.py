@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sandbox.model.task import ContainerKnown, TaskDesired, TaskKnown
+from sandbox.model.task import ContainerKnown, Status, TaskDesired, TaskKnown
 from sandbox.store.base import Store, Versioned
 
 TASKS: Final = "task/"
@@ -36,6 +36,11 @@ def known(store: Store, task: str) -> TaskKnown | None:
     """None until the supervisor wrote for the first time."""
     row = store.get(known_key(task), TaskKnown)
     return row.value if row else None
+
+
+def has_stopped(store: Store, task: str) -> bool:
+    row = known(store, task)
+    return row is not None and row.last_status is Status.STOPPED
 
 
 def not_yet_known(row: TaskDesired) -> TaskKnown:
