@@ -187,19 +187,31 @@ def _found(root: int, path: str) -> Iterator[int]:
 
 def _unpack(root: int, path: str, archive: int, id_base: int) -> None:
     try:
-        with (
-            os.fdopen(os.dup(archive), "rb") as file,
-            _found(root, path) as target,
-            tarfile.open(fileobj=file, mode="r|*") as tar,
-        ):
-            for count, info in enumerate(tar):
-                if count >= _MAX_ENTRIES:
-                    raise InvalidParameterException("the archive has too many entries")
+        with _found(root, path) as target, _reading(archive) as tar:
+            for info in _bounded(tar):
                 _extract(tar, info, target, id_base)
-    except (tarfile.TarError, EOFError) as error:
-        raise InvalidParameterException(f"not a tar archive: {error}") from None
     except OSError as error:
         raise InvalidParameterException(f"{path}: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _reading(archive: int) -> Iterator[tarfile.TarFile]:
+    """The tar stream at that descriptor, which stays the caller's."""
+    try:
+        with (
+            os.fdopen(os.dup(archive), "rb") as file,
+            tarfile.open(fileobj=file, mode="r|*") as tar,
+        ):
+            yield tar
+    except (tarfile.TarError, EOFError) as error:
+        raise InvalidParameterException(f"not a tar archive: {error}") from None
+
+
+def _bounded(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    for count, info in enumerate(tar):
+        if count >= _MAX_ENTRIES:
+            raise InvalidParameterException("the archive has too many entries")
+        yield info
 
 
 def _place(
@@ -208,13 +220,8 @@ def _place(
     """As `_unpack`, but links on the way to a name are followed, inside the root: the image's."""
     name = working_directory
     try:
-        with (
-            os.fdopen(os.dup(archive), "rb") as file,
-            tarfile.open(fileobj=file, mode="r|*") as tar,
-        ):
-            for count, info in enumerate(tar):
-                if count >= _MAX_ENTRIES:
-                    raise InvalidParameterException("too many files")
+        with _reading(archive) as tar:
+            for info in _bounded(tar):
                 name = os.path.normpath(os.path.join("/", working_directory, info.name))
                 name = name.replace("//", "/", 1)  # POSIX lets two slashes begin a name
                 _check_seen(name, covered)
@@ -223,8 +230,6 @@ def _place(
                     mounts.make_dirs(root, above, 0o755, id_base, id_base)
                     with _found(root, above) as parent:
                         _make(tar, info, parent, last, id_base)
-    except (tarfile.TarError, EOFError) as error:
-        raise InvalidParameterException(f"not a tar archive: {error}") from None
     except KernelError as error:
         raise InvalidParameterException(f"{name}: {os.strerror(error.errno)}") from None
     except OSError as error:
