@@ -24,10 +24,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from sandbox.errors import Conflict, StoreError
 from sandbox.store.base import Change
+
+T = TypeVar("T")
 
 SCHEMA_VERSION = 1
 _APPLICATION_ID = 0x53424C47
@@ -116,6 +118,16 @@ class Reserve:
         return True
 
 
+def _with_room(reserve: Reserve | None, act: Callable[[], T]) -> T:
+    """What `act` returns; tried once more with the reserve given up when there is no room."""
+    try:
+        return act()
+    except DiskFull:
+        if reserve is None or not reserve.give_up():
+            raise
+        return act()
+
+
 @dataclass(eq=False)
 class Write:
     """A transaction, and what came of it: the fields below the line are for `Log.commit`."""
@@ -199,12 +211,7 @@ class Log:
         clock: Callable[[], float],
         reserve: Reserve | None = None,
     ) -> Self:
-        try:
-            log = cls._open(path, keep, keep_bytes, clock, reserve)
-        except DiskFull:
-            if reserve is None or not reserve.give_up():
-                raise
-            log = cls._open(path, keep, keep_bytes, clock, reserve)
+        log = _with_room(reserve, lambda: cls._open(path, keep, keep_bytes, clock, reserve))
         if reserve is not None:
             reserve.take(clock())
         return log
@@ -241,7 +248,7 @@ class Log:
             batch.add(write, self._clock())
         try:
             self._sync("FULL" if any(write.durable for write in writes) else "NORMAL")
-            self._store_with_reserve(batch)
+            _with_room(self._reserve, lambda: self._store(batch))
         except Exception as error:
             for write in writes:
                 write.changed = ()
@@ -257,17 +264,11 @@ class Log:
             else:
                 self._revs.pop(key, None)
 
-    def _store_with_reserve(self, batch: _Batch) -> None:
-        try:
-            with self._transaction():
-                self._store(batch)
-        except DiskFull:
-            if self._reserve is None or not self._reserve.give_up():
-                raise
-            with self._transaction():
-                self._store(batch)
-
     def _store(self, batch: _Batch) -> None:
+        with self._transaction():
+            self._insert(batch)
+
+    def _insert(self, batch: _Batch) -> None:
         """Few statements with many rows: between two of them the event loop takes its turn."""
         self._db.executemany(
             "INSERT INTO log (rev, key, prev, deleted, at, value) VALUES (?, ?, ?, ?, ?, ?)",
