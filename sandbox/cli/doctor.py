@@ -11,9 +11,9 @@ import click
 from sandbox.cli.connection import connect
 from sandbox.cli.output import one_line, print_json
 from sandbox.cli.root import Command, json_option, place
+from sandbox.cli.tasks import listed
 from sandbox.client.place import Place
 from sandbox.errors import SandboxError
-from sandbox.varlink import calls
 
 
 def commitment(where: Place) -> dict[str, Any] | None:
@@ -21,8 +21,7 @@ def commitment(where: Place) -> dict[str, Any] | None:
     try:
         link, _ = connect(where, start=False)
         with link:
-            wanted = calls.ListTasks(desired_status="RUNNING")
-            views = [view for reply in link.stream(wanted) for view in reply.tasks]
+            views = listed(link, "RUNNING")
     except SandboxError:
         return None
     definitions = [view.desired.definition for view in views]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import click
 
@@ -29,8 +30,7 @@ def ps(context: click.Context, /, everything: bool, as_json: bool) -> None:
     where, views = place(context), list[TaskView]()
     if not is_untouched(where):
         with connect(where)[0] as link:
-            wanted = calls.ListTasks(desired_status=None if everything else "RUNNING")
-            views = [view for reply in link.stream(wanted) for view in reply.tasks]
+            views = listed(link, None if everything else "RUNNING")
     if as_json:
         print_json([shape(view) for view in views])
         return
@@ -38,6 +38,12 @@ def ps(context: click.Context, /, everything: bool, as_json: bool) -> None:
         ("TASK", "NAME", "IMAGE", "STATUS", "CREATED", "EXIT", "REASON"),
         [ps_row(view) for view in views],
     )
+
+
+def listed(link: Link, desired_status: Literal["RUNNING", "STOPPED"] | None) -> list[TaskView]:
+    """The tasks that are wanted so, or all of them; oldest first."""
+    wanted = calls.ListTasks(desired_status=desired_status)
+    return [view for reply in link.stream(wanted) for view in reply.tasks]
 
 
 def ps_row(view: TaskView) -> tuple[str, ...]:
@@ -137,12 +143,8 @@ def prune(context: click.Context, /, as_json: bool) -> None:
     """Forget all stopped tasks. Images have `sandbox image prune`."""
     link, _ = connect(place(context))
     with link:
-        stopped = [
-            view.id
-            for reply in link.stream(calls.ListTasks(desired_status="STOPPED"))
-            for view in reply.tasks
-            if view.known.last_status is Status.STOPPED
-        ]
+        views = listed(link, "STOPPED")
+        stopped = [view.id for view in views if view.known.last_status is Status.STOPPED]
         removed = for_each(stopped, lambda task: void(link.call(calls.RemoveTask(task=task))))
     if as_json:
         print_json({"removed": removed})
@@ -164,8 +166,7 @@ def stats(context: click.Context, /, tasks: Sequence[str], as_json: bool) -> Non
     with link:
         named = bool(tasks)
         if not named:
-            listed = link.stream(calls.ListTasks(desired_status="RUNNING"))
-            views = [view for reply in listed for view in reply.tasks]
+            views = listed(link, "RUNNING")
             tasks = [view.id for view in views if view.known.last_status is Status.RUNNING]
         found = []
         for task in tasks:
