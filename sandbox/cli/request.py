@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from sandbox.client import request
 from sandbox.client.place import is_text, shown_bytes
 from sandbox.errors import InvalidParameterException
 
@@ -37,20 +38,9 @@ def environment(
 
 
 def refuse_network(subnet: str | None, security_groups: Sequence[str], public_ip: bool) -> None:
-    """Network options are refused until there is a network: silence would be a lie."""
-    given = [
-        name
-        for name, value in (
-            ("--subnet", subnet),
-            ("--security-group", security_groups),
-            ("--public-ip", public_ip),
-        )
-        if value
-    ]
-    if given:
-        raise InvalidParameterException(
-            f"{', '.join(given)}: tasks have only their loopback interface in this version"
-        )
+    request.refuse_network(
+        {"--subnet": subnet, "--security-group": security_groups, "--public-ip": public_ip}
+    )
 
 
 def duration(text: str) -> float:

@@ -15,7 +15,6 @@ from collections.abc import Iterable
 from typing import Any, TextIO
 
 import click
-import msgspec
 
 from sandbox.cli.attach import Bar, Signals, answers, raw_terminal, window
 from sandbox.cli.connection import connect
@@ -104,9 +103,6 @@ def run(context: click.Context, /, **given: Any) -> None:
     """
     refuse_network(given["subnet"], given["security_group"], given["public_ip"])
     wanted = task_request(**_options(given))
-    if given["pid_mode"] is not None:
-        definition = msgspec.structs.replace(wanted.definition, pid_mode=given["pid_mode"])
-        wanted = msgspec.structs.replace(wanted, definition=definition)
     timeout_s = duration(given["timeout"]) if given["timeout"] else None
     where = place(context)
     if given["detach"]:
@@ -141,6 +137,7 @@ def _options(given: dict[str, Any]) -> TaskOptions:
         pull=given["pull"],
         platform=given["platform"],
         platform_version=given["platform_version"],
+        pid_mode=given["pid_mode"],
         remove=given["rm"],
         interactive=given["interactive"],
         terminal=given["tty"],

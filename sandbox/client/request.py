@@ -144,12 +144,17 @@ def check_pull(pull: str) -> None:
         raise InvalidParameterException(f"pull {pull!r} is none of {', '.join(get_args(Pull))}")
 
 
-def _check_names(wanted: Mapping[str, object]) -> None:
-    network = sorted(name for name in NETWORK & wanted.keys() if wanted[name])
-    if network:
+def refuse_network(options: Mapping[str, object]) -> None:
+    """Whichever of these network options is set; they are named as the caller knows them."""
+    given = [name for name, value in options.items() if value]
+    if given:
         raise InvalidParameterException(
-            f"{', '.join(network)}: tasks have only their loopback interface in this version"
+            f"{', '.join(given)}: tasks have only their loopback interface in this version"
         )
+
+
+def _check_names(wanted: Mapping[str, object]) -> None:
+    refuse_network({name: wanted[name] for name in sorted(NETWORK & wanted.keys())})
     known = TaskOptions.__optional_keys__ | NETWORK
     for name in wanted:
         if name not in known:
