@@ -132,9 +132,16 @@ class IdRanges:
             if not (owner and self._is_ours(owner)):
                 self._link(first)
         for source in self._claims.glob(".*"):
-            owner = self._owner_of(source.name)
-            if owner is not None and start_time(owner.pid) != owner.start_time:
+            if self._is_left_over(source.name):
                 source.unlink(missing_ok=True)
+
+    def _is_left_over(self, source: str) -> bool:
+        """Its agent has died; one that is not whole says whose it was by its name alone."""
+        owner = self._owner_of(source)
+        if owner is not None:
+            return start_time(owner.pid) != owner.start_time
+        pid = source.split(".")[2:3]
+        return bool(pid) and pid[0].isdecimal() and start_time(int(pid[0])) is None
 
     def close(self) -> None:
         """Claim nothing more. What is claimed stays so."""

@@ -134,6 +134,16 @@ def test_what_a_killed_agent_wrote_aside_goes_with_the_next_recovery(host: Path)
     assert source.exists() and not dead.exists()
 
 
+def test_what_an_agent_had_half_written_when_it_was_killed_goes_too(host: Path) -> None:
+    agent(host, "aaaa")
+    torn = host / "claims" / ".bbbb.4194303.new"
+    being_written = host / "claims" / f".cccc.{os.getpid()}.new"
+    torn.touch()
+    being_written.touch()
+    agent(host, "dddd").recover({})
+    assert being_written.exists() and not torn.exists()
+
+
 def test_of_several_claims_there_are_all_or_none(host: Path) -> None:
     ranges = agent(host, "aaaa")
     with pytest.raises(KernelError, match="id range"):
