@@ -13,7 +13,6 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -23,6 +22,7 @@
 #include <unistd.h>
 
 #include "keeper_streams.h"
+#include "limits.h"
 
 extern char **environ;
 
@@ -285,16 +285,9 @@ static void tend(struct streams *streams, int signals, int init) {
 
 /* The agent's limits are not ours, who may outlive it by months: a file of 20 blocks, a second of
  * processor time. Where hard ones hold, a segment that grows no more counts what is lost. */
-static void shed_limits(void) {
+static void shed_agents_limits(void) {
     static const int limits[] = {RLIMIT_FSIZE, RLIMIT_CPU, RLIMIT_AS, RLIMIT_DATA};
-    const struct rlimit none = {RLIM_INFINITY, RLIM_INFINITY};
-    for (unsigned i = 0; i < sizeof limits / sizeof *limits; i++) {
-        struct rlimit own;
-        if (setrlimit(limits[i], &none) == 0 || getrlimit(limits[i], &own))
-            continue;
-        own.rlim_cur = own.rlim_max;
-        setrlimit(limits[i], &own);
-    }
+    shed_limits(limits, sizeof limits / sizeof *limits);
     signal(SIGXFSZ, SIG_IGN);
 }
 
@@ -305,7 +298,7 @@ static int keep(unsigned descriptors) {
     prctl(PR_SET_DUMPABLE, 0); /* nobody in a namespace of the task may look into K, A or B */
     prctl(PR_SET_NAME, "sandbox-keeper");
     signal(SIGPIPE, SIG_IGN);
-    shed_limits();
+    shed_agents_limits();
     sigemptyset(&handled);
     sigaddset(&handled, SIGCHLD);
     sigaddset(&handled, SIGTERM);

@@ -23,11 +23,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include "limits.h"
 
 #define SOCKET 3
 
@@ -141,21 +142,14 @@ static void make_slot(char **sysctls) {
 
 /* A user namespace bounds its users together by the soft limits that its maker had of these (Linux
  * 5.14, ucounts), whatever they set themselves: those of the agent shall not reach into tasks. */
-static void shed_limits(void) {
+static void shed_agents_limits(void) {
     static const int limits[] = {RLIMIT_MEMLOCK, RLIMIT_MSGQUEUE, RLIMIT_SIGPENDING};
-    const struct rlimit none = {RLIM_INFINITY, RLIM_INFINITY};
 
-    for (unsigned i = 0; i < sizeof(limits) / sizeof(*limits); i++) {
-        struct rlimit own;
-        if (setrlimit(limits[i], &none) == 0 || getrlimit(limits[i], &own))
-            continue;
-        own.rlim_cur = own.rlim_max;
-        setrlimit(limits[i], &own);
-    }
+    shed_limits(limits, sizeof(limits) / sizeof(*limits));
 }
 
 int main(int argc, char **argv) {
-    shed_limits();
+    shed_agents_limits();
     for (int i = 1; i < argc; i++) {
         if (!strchr(argv[i], '=')) {
             first_id = (uint32_t)strtoul(argv[i], NULL, 10);
