@@ -14,6 +14,7 @@ from sandbox.cli.root import Command, json_option, place
 from sandbox.cli.tasks import listed
 from sandbox.client.place import Place
 from sandbox.errors import SandboxError
+from sandbox.model.task import promised
 
 
 def commitment(where: Place) -> dict[str, Any] | None:
@@ -24,10 +25,8 @@ def commitment(where: Place) -> dict[str, Any] | None:
             views = listed(link, "RUNNING")
     except SandboxError:
         return None
-    definitions = [view.desired.definition for view in views]
-    memory_mib = sum(int(each.memory) for each in definitions)
+    cpu, memory_mib = promised(view.desired.definition for view in views)
     host_mib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
-    cpu = sum(int(each.cpu) for each in definitions)
     return {
         "tasks": len(views),
         "memoryMib": memory_mib,
@@ -52,23 +51,23 @@ def doctor(context: click.Context, /, as_json: bool) -> None:
 
     findings = probe.probe(Path(place(context).state_dir))
     able = probe.can_run_tasks(findings)
-    promised = commitment(place(context))
+    committed = commitment(place(context))
     if as_json:
         rows = [
             {"name": each.name, "state": each.state.value, "why": each.why, "mend": each.mend}
             for each in findings
         ]
-        print_json({"canRunTasks": able, "findings": rows, "promised": promised})
+        print_json({"canRunTasks": able, "findings": rows, "promised": committed})
     else:
         for each in findings:
             print(f"{MARKS[each.state.value]}  {each.name}: {each.state.value}")
             for detail in (each.why, each.mend):
                 if detail:
                     print(f"      {one_line(detail)}")
-        if promised is not None:
+        if committed is not None:
             print(
                 "live tasks: {tasks}, together promised {memoryOfHost:.0%} of the host's memory"
-                " and {cpuOfHost:.0%} of its processors".format(**promised)
+                " and {cpuOfHost:.0%} of its processors".format(**committed)
             )
         print("tasks can run" if able else "tasks cannot run")
     context.exit(0 if able else 1)

@@ -5,6 +5,7 @@ RunTask never queues. Beyond what the operator set it answers with Fargate's own
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Collection
@@ -14,7 +15,7 @@ from typing import Final
 import psutil
 
 from sandbox.errors import InvalidParameterException
-from sandbox.model.task import TaskDefinition
+from sandbox.model.task import TaskDefinition, promised
 
 UNAVAILABLE: Final = (
     "Capacity is unavailable at this time. "
@@ -43,14 +44,16 @@ class Capacity:
         """InvalidParameterException when the task cannot be taken now, beside the `live` ones."""
         if len(live) >= self.max_tasks or not self._has_memory():
             raise InvalidParameterException(UNAVAILABLE)
-        if self.memory_overcommit is not None:
-            promised_mib = sum(int(each.memory) for each in (*live, definition))
-            if promised_mib > self.memory_overcommit * self.memory.read()[0] / _MIB:
-                raise InvalidParameterException(UNAVAILABLE)
-        if self.cpu_overcommit is not None:
-            promised = sum(int(each.cpu) for each in (*live, definition))
-            if promised > self.cpu_overcommit * 1024 * (os.cpu_count() or 1):
-                raise InvalidParameterException(UNAVAILABLE)
+        if self._is_overcommitted((*live, definition)):
+            raise InvalidParameterException(UNAVAILABLE)
+
+    def _is_overcommitted(self, definitions: Collection[TaskDefinition]) -> bool:
+        if self.memory_overcommit is None and self.cpu_overcommit is None:
+            return False
+        cpu, memory_mib = promised(definitions)
+        most_mib = (self.memory_overcommit or math.inf) * self.memory.read()[0] / _MIB
+        most_cpu = (self.cpu_overcommit or math.inf) * 1024 * (os.cpu_count() or 1)
+        return memory_mib > most_mib or cpu > most_cpu
 
     def _has_memory(self) -> bool:
         total, available = self.memory.read()

@@ -18,6 +18,7 @@ stamps in seconds since the epoch.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
@@ -372,6 +373,12 @@ class TaskView(Record, frozen=True, kw_only=True):
     @property
     def id(self) -> str:
         return self.desired.id
+
+
+def promised(definitions: Iterable[TaskDefinition]) -> tuple[int, int]:
+    """Cpu units and MiB of memory that accepted definitions may use together."""
+    sizes = [(int(each.cpu), int(each.memory)) for each in definitions]
+    return sum(cpu for cpu, _ in sizes), sum(memory_mib for _, memory_mib in sizes)
 
 
 def effective_desire(view: TaskView) -> Literal["RUNNING", "STOPPED"]:
