@@ -21,6 +21,15 @@ STAYS = "trap 'exit 0' TERM; while :; do sleep 0.05; done"
 """Runs until it is told to stop; a plain `sleep`, as pid 1, would have to be killed."""
 
 
+def tree_with_tool(directory: Path) -> Path:
+    """A tree of this host with a program `below/tool`, which says `from the host`."""
+    tree = directory / "tree"
+    (tree / "below").mkdir(parents=True)
+    (tree / "below" / "tool").write_text("#!/bin/sh\necho from the host\n")
+    (tree / "below" / "tool").chmod(0o755)
+    return tree
+
+
 def container(image: str, name: str, script: str, **members: Any) -> ContainerDefinition:
     """A container that runs a line of shell; it is killed after two seconds of patience."""
     given: dict[str, Any] = {"stop_timeout": 2, "command": ("sh", "-c", script)} | members

@@ -14,7 +14,7 @@ from sandbox.client.api import Sandbox
 from sandbox.client.embedded import Embedded
 from sandbox.errors import ClientException, ConfigError, InvalidParameterException, TaskFailed
 from tests.kernel.probe_image import Images
-from tests.kernel.tasks import STAYS
+from tests.kernel.tasks import STAYS, tree_with_tool
 
 
 @pytest.fixture(params=["embedded", "socket"])
@@ -31,10 +31,7 @@ async def sb(
 async def test_files_are_there_before_the_program_starts(
     sb: Sandbox, probe_image: str, tmp_path: Path
 ) -> None:
-    tree = tmp_path / "tree"
-    (tree / "below").mkdir(parents=True)
-    (tree / "below" / "tool").write_text("#!/bin/sh\necho from the host\n")
-    (tree / "below" / "tool").chmod(0o755)
+    tree = tree_with_tool(tmp_path)
     large = bytes(range(256)) * 4096
     done = await sb.run(
         probe_image,

@@ -11,7 +11,7 @@ from sandbox.agent import Agent
 from sandbox.client.api import Sandbox
 from sandbox.client.embedded import Embedded
 from sandbox.errors import ConfigError, TaskFailed
-from tests.kernel.tasks import STAYS
+from tests.kernel.tasks import STAYS, tree_with_tool
 
 
 @pytest.fixture
@@ -22,10 +22,7 @@ def sb(agent: Agent) -> Sandbox:
 async def test_contents_and_host_files_are_there_before_it_starts(
     sb: Sandbox, tiny: str, tmp_path: Path
 ) -> None:
-    tree = tmp_path / "tree"
-    (tree / "below").mkdir(parents=True)
-    (tree / "below" / "tool").write_text("#!/bin/sh\necho from the host\n")
-    (tree / "below" / "tool").chmod(0o755)
+    tree = tree_with_tool(tmp_path)
     done = await sb.run(
         tiny,
         ["sh", "-c", "cat main; /opt/tree/below/tool; stat -c '%u %a' main /opt/tree/below/tool"],
