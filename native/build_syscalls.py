@@ -57,7 +57,7 @@ ffi.cdef(FUNCTIONS + "".join(f"#define {name} ...\n" for name in CONSTANTS.split
 ffi.set_source(
     "sandbox._native",
     '#include "syscalls.c"',
-    include_dirs=[str(HERE)],
     depends=[str(HERE / "syscalls.c")],
-    extra_compile_args=["-Wall", "-Wextra", "-Wno-unused-parameter"],
+    # -iquote, not -I: no header of ours can stand in for one of the system's (<limits.h>).
+    extra_compile_args=["-iquote", str(HERE), "-Wall", "-Wextra", "-Wno-unused-parameter"],
 )

@@ -22,7 +22,7 @@
 #include <unistd.h>
 
 #include "keeper_streams.h"
-#include "limits.h"
+#include "shed_limits.h"
 
 extern char **environ;
 

@@ -1,6 +1,6 @@
 /* Limits that the agent happens to have and that are not meant for what it starts. */
-#ifndef LIMITS_H
-#define LIMITS_H
+#ifndef SHED_LIMITS_H
+#define SHED_LIMITS_H
 
 #include <sys/resource.h>
 
