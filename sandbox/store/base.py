@@ -67,16 +67,16 @@ class Store(Protocol):
         """Write all of `put` and remove all of `delete`, or nothing; returns the new revision.
 
         `expect` maps keys to the revision they must be at, 0 for "does not exist"; otherwise
-        Conflict. With `durable` the write has reached the disk when this returns; without, it
-        survives a kill of the process but perhaps not a power cut. Shielded: a cancelled caller
-        is cancelled only after the outcome is known, and the write may have happened.
+        Conflict. With `durable` the write has reached the disk when this returns, though reads and
+        watches see it before; without, it survives a kill of the process but perhaps not a power
+        cut. Shielded: a caller that is cancelled once it was written is cancelled at its next
+        checkpoint.
         """
 
     def post(self, put: Mapping[str, msgspec.Struct]) -> None:
         """Write without waiting: as `txn` with durable=False, in order with it, nothing compared.
 
-        For facts that their writer holds anyway. Reads see it soon. Should it fail, the next call
-        of any kind raises that error.
+        For facts that their writer holds anyway.
         """
 
     def watch(self, prefix: str, after: int) -> AsyncIterator[Change]:

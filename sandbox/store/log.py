@@ -1,7 +1,9 @@
 """The log itself: one SQLite file with a table of revisions and one of heads, in WAL mode.
 
-Everything that SQLite does is done here, and nothing else: `Log` is the writing connection, which
-one thread uses at a time, `Reader` one that reads. Neither knows of event loops.
+Everything that SQLite does is done here, and nothing else; no event loop is known here. An append
+is a write into the page cache (70 us) and never waits for a disk: `synchronous` is NORMAL. What
+waits is apart, for a thread: `sync` makes all that was appended durable, `checkpoint` moves the WAL
+into the file.
 
 The log is cut at a number of revisions and at a number of bytes, a little at a time. Pages that are
 free beyond a quarter of the file go back to the file system.
@@ -21,12 +23,12 @@ import os
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from sandbox.errors import Conflict, StoreError
+from sandbox.errors import StoreError
 from sandbox.store.base import Change
 
 T = TypeVar("T")
@@ -66,8 +68,15 @@ _SCHEMA = (
 
 _HEADER_BYTES = 100
 """A database file begins with these; SQLite takes a shorter one for an empty database."""
-_WAL_LEFT_BYTES = 4 << 20
-"""What a checkpoint may leave of the WAL file after a burst."""
+_PAGE_BYTES = 4096
+_WAL_PAGES = 1024
+"""So many in the WAL are moved into the file."""
+_WAL_MOST = 4 * _WAL_PAGES
+"""So many are moved while nobody appends: only when all are moved the WAL begins anew."""
+_WAL_LEFT_BYTES = 2 * _WAL_PAGES * _PAGE_BYTES
+"""What a WAL that begins anew keeps of its file after a burst."""
+_CUT = 64
+"""Revisions that are forgotten at a time, and pages given back: less than a millisecond."""
 _NEEDED_BYTES = 64 << 10
 """Where a file cannot have these a disk is full: the index of a WAL is half of it."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -128,55 +137,18 @@ def _with_room(reserve: Reserve | None, act: Callable[[], T]) -> T:
         return act()
 
 
-@dataclass(eq=False)
-class Write:
-    """A transaction, and what came of it: the fields below the line are for `Log.commit`."""
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a transaction makes of one key."""
 
-    entries: Mapping[str, bytes | None]
-    expect: Mapping[str, int]
-    durable: bool
-    # ---
-    error: Exception | None = field(default=None, kw_only=True)
-    rev: int = field(default=0, kw_only=True)
-    changed: Sequence[Change] = field(default=(), kw_only=True)
-
-
-class _Batch:
-    """What one commit will write: each transaction after the one before it, or refused. Pure."""
-
-    def __init__(self, revision: int, heads: Mapping[str, int]) -> None:
-        self.revision = revision
-        self.revs: dict[str, int] = {}
-        """What it makes of the heads' revisions; 0 for a key that is gone."""
-        self.changes: list[Change] = []
-        self.prevs: list[int] = []
-        self._heads = heads
-
-    def add(self, write: Write, at: float) -> None:
-        for key, expected in write.expect.items():
-            if (found := self._rev(key)) != expected:
-                write.error = Conflict(key, expected, found)
-                return
-        entries = write.entries
-        changed = sorted(k for k, value in entries.items() if value is not None or self._rev(k))
-        if changed:
-            self.revision += 1
-        write.rev = self.revision
-        write.changed = [
-            Change(rev=write.rev, key=key, value=entries[key], at=at) for key in changed
-        ]
-        self.changes += write.changed
-        for key in changed:
-            self.prevs.append(self._rev(key))
-            self.revs[key] = write.rev if entries[key] is not None else 0
-
-    def _rev(self, key: str) -> int:
-        rev = self.revs.get(key)
-        return self._heads.get(key, 0) if rev is None else rev
+    value: bytes | None
+    """None removes it."""
+    prev: int
+    """The revision that this replaces; 0 for a key that does not exist."""
 
 
 class Log:
-    """The writing connection. Used by one thread at a time; `revision` and `floor` by all."""
+    """The file, open. Used by one thread at a time, but for `sync` and `checkpoint`."""
 
     def __init__(
         self,
@@ -193,10 +165,12 @@ class Log:
         self._keep = keep
         self._keep_bytes = keep_bytes
         self._clock = clock
-        self._synchronous = ""
         self._broken: str | None = None
-        self._revs: dict[str, int] = dict(db.execute("SELECT key, rev FROM head").fetchall())
-        (self.floor,) = db.execute("SELECT rev FROM compacted").fetchone()
+        self._is_in_directory = False
+        """The WAL's name is on disk too."""
+        self._unmoved = 0
+        """Pages that went into the WAL since it was last moved into the file, about."""
+        self.floor: int = db.execute("SELECT rev FROM compacted").fetchone()[0]
         newest, self._bytes = db.execute(
             "SELECT coalesce(max(rev), 0), coalesce(sum(length(value)), 0) FROM log"
         ).fetchone()
@@ -241,127 +215,7 @@ class Log:
         with _explained(self.path):
             self._db.close()
 
-    def commit(self, writes: Sequence[Write]) -> None:
-        """One commit for all of `writes`; what a transaction compares is compared one by one."""
-        batch = _Batch(self.revision, self._revs)
-        for write in writes:
-            batch.add(write, self._clock())
-        try:
-            self._sync("FULL" if any(write.durable for write in writes) else "NORMAL")
-            _with_room(self._reserve, lambda: self._store(batch))
-        except Exception as error:
-            for write in writes:
-                write.changed = ()
-                # One exception each: every raise would lengthen the traceback of a shared one.
-                write.error = StoreError(str(error))
-                write.error.__cause__ = error
-            return
-        self.revision = batch.revision
-        self._bytes += sum(len(change.value or b"") for change in batch.changes)
-        for key, rev in batch.revs.items():
-            if rev:
-                self._revs[key] = rev
-            else:
-                self._revs.pop(key, None)
-
-    def _store(self, batch: _Batch) -> None:
-        with self._transaction():
-            self._insert(batch)
-
-    def _insert(self, batch: _Batch) -> None:
-        """Few statements with many rows: between two of them the event loop takes its turn."""
-        self._db.executemany(
-            "INSERT INTO log (rev, key, prev, deleted, at, value) VALUES (?, ?, ?, ?, ?, ?)",
-            [
-                (each.rev, each.key, prev, each.value is None, each.at, each.value)
-                for each, prev in zip(batch.changes, batch.prevs, strict=True)
-            ],
-        )
-        last = {change.key: change for change in batch.changes}.values()
-        put = [(each.key, each.rev, each.value) for each in last if each.value is not None]
-        gone = [(each.key,) for each in last if each.value is None]
-        if put:
-            self._db.executemany("REPLACE INTO head VALUES (?, ?, ?)", put)
-        if gone:
-            self._db.executemany("DELETE FROM head WHERE key = ?", gone)
-
-    def trim(self) -> None:
-        """Cut the log when it has grown an eighth beyond its bounds; look after the reserve."""
-        if self._reserve is not None:
-            self._reserve.take(self._clock())
-        many = self.revision - self.floor > self._keep + self._keep // 8
-        big = self._bytes > self._keep_bytes + self._keep_bytes // 8
-        if many or big:
-            # A failure costs room, nothing else; the next commit tries again.
-            with suppress(StoreError):
-                self.compact(max(self.revision - self._keep, self._newest_beyond_bytes()))
-
-    def _newest_beyond_bytes(self) -> int:
-        """The newest revision that, with all after it, takes more than `keep_bytes`."""
-        query = (
-            "SELECT max(rev) FROM (SELECT rev, sum(length(value)) OVER (ORDER BY rev DESC) AS size"
-            " FROM log) WHERE size > ?"
-        )
-        with _explained(self.path):
-            return self._db.execute(query, (self._keep_bytes,)).fetchone()[0] or 0
-
-    def compact(self, floor: int) -> None:
-        """Forget the log up to and including revision `floor`."""
-        if floor <= self.floor:
-            return
-        before, self.floor = self.floor, floor
-        try:
-            with self._transaction():
-                (freed,) = self._db.execute(
-                    "SELECT coalesce(sum(length(value)), 0) FROM log WHERE rev <= ?", (floor,)
-                ).fetchone()
-                self._db.execute("DELETE FROM log WHERE rev <= ?", (floor,))
-                self._db.execute("UPDATE compacted SET rev = ?", (floor,))
-        except StoreError:
-            self.floor = before
-            raise
-        self._bytes -= freed
-        self._give_back()
-
-    def _give_back(self) -> None:
-        with _explained(self.path):
-            (free,) = self._db.execute("PRAGMA freelist_count").fetchone()
-            (pages,) = self._db.execute("PRAGMA page_count").fetchone()
-            if free > pages // 4:
-                # It steps once a page and has no columns: execute() would stop after one step.
-                self._db.executescript(f"PRAGMA incremental_vacuum({free - pages // 4})")
-
-    def _sync(self, mode: str) -> None:
-        if mode != self._synchronous:
-            with _explained(self.path):
-                self._db.execute(f"PRAGMA synchronous = {mode}")
-            self._synchronous = mode
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        if self._broken is not None:
-            raise StoreError(f"{self._broken}; nothing is written until the store is opened again")
-        try:
-            with _explained(self.path):
-                self._db.execute("BEGIN IMMEDIATE")
-                yield
-                self._db.execute("COMMIT")
-        except BaseException as error:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            # After a failed write or fsync the kernel may drop dirty pages and call them clean:
-            # a later commit that builds on them could be acknowledged and still be lost.
-            if _code(error.__cause__) in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT):
-                self._broken = str(error)
-            raise
-
-
-class Reader:
-    """A connection that reads; any thread, one at a time."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._db = _connect(path)
+    # Reading ---------------------------------------------------------------------------------
 
     def heads(self) -> Sequence[tuple[str, int, bytes]]:
         """Key, revision and value of every key that exists."""
@@ -379,13 +233,153 @@ class Reader:
         )
         return [Change(rev=r, key=k, value=v, at=at) for r, k, v, at in rows]
 
-    def close(self) -> None:
-        self._db.close()
-
     def _rows(self, query: str, *values: object) -> Sequence[tuple[Any, ...]]:
-        with _explained(self._path):
+        with _explained(self.path):
             # fetchall also ends the statement: an open one would hold back the checkpoints.
             return self._db.execute(query, values).fetchall()
+
+    # Writing ---------------------------------------------------------------------------------
+
+    def append(self, entries: Mapping[str, Entry]) -> Sequence[Change]:
+        """One transaction, the next revision; what it changed, by key. Not yet synced."""
+        rev, at = self.revision + 1, self._clock()
+        changes = [Change(rev=rev, key=k, value=entries[k].value, at=at) for k in sorted(entries)]
+        prevs = [entries[change.key].prev for change in changes]
+        _with_room(self._reserve, lambda: self._insert(changes, prevs))
+        self.revision = rev
+        size = sum(len(change.value or b"") for change in changes)
+        self._bytes += size
+        self._unmoved += 2 * len(changes) + 2 * size // _PAGE_BYTES
+        return changes
+
+    def _insert(self, changes: Sequence[Change], prevs: Sequence[int]) -> None:
+        rows = zip(changes, prevs, strict=True)
+        put = [(c.key, c.rev, c.value) for c in changes if c.value is not None]
+        gone = [(c.key,) for c in changes if c.value is None]
+        with self._transaction():
+            self._db.executemany(
+                "INSERT INTO log (rev, key, prev, deleted, at, value) VALUES (?, ?, ?, ?, ?, ?)",
+                [(c.rev, c.key, prev, c.value is None, c.at, c.value) for c, prev in rows],
+            )
+            if put:
+                self._db.executemany("REPLACE INTO head VALUES (?, ?, ?)", put)
+            if gone:
+                self._db.executemany("DELETE FROM head WHERE key = ?", gone)
+
+    def sync(self) -> None:
+        """All that was appended by now reaches the disk. In a thread of its own: it waits.
+
+        SQLite recovers what the WAL holds, so the WAL is all that must be there; a part of it that
+        was moved into the file meanwhile was synced for that. Its locks are on other files, so that
+        closing a descriptor of this one drops none.
+        """
+        self._check_whole()
+        try:
+            _sync(self.path.with_name(f"{self.path.name}-wal"))
+            if not self._is_in_directory:
+                _sync(self.path.parent)
+                self._is_in_directory = True
+        except OSError as error:
+            # The kernel may call the pages clean now: the next sync would be no proof.
+            self._broken = f"{self.path}: sync: {error.strerror}"
+            raise StoreError(self._broken) from error
+
+    @property
+    def wants_checkpoint(self) -> bool:
+        return self._unmoved > _WAL_PAGES
+
+    def checkpoint(self) -> bool:
+        """Move the WAL into the file. In a thread of its own: it waits for the disk, and whoever
+        appends meanwhile does not wait for it. False when the WAL is too long all the same, because
+        something was always appended: then it is to be called once more, while nothing is."""
+        self._unmoved = 0
+        with _explained(self.path), closing(_connect(self.path)) as db:
+            pages: int = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1]
+        return pages < _WAL_MOST
+
+    # Forgetting ------------------------------------------------------------------------------
+
+    def trim(self) -> None:
+        """Cut the log a little when it has grown an eighth beyond its bounds; look after the
+        reserve."""
+        if self._reserve is not None:
+            self._reserve.take(self._clock())
+        many = self.revision - self.floor > self._keep + self._keep // 8
+        big = self._bytes > self._keep_bytes + self._keep_bytes // 8
+        if many or big:
+            # A failure costs room, nothing else; the next commit tries again.
+            with suppress(StoreError):
+                self._cut(self.revision - self._keep, self._bytes - self._keep_bytes)
+
+    def compact(self, floor: int) -> bool:
+        """Forget some of the log up to and including revision `floor`; False when all is."""
+        if floor <= self.floor:
+            return False
+        self._cut(floor, 0)
+        return True
+
+    def _cut(self, floor: int, excess: int) -> None:
+        """Forget the oldest revisions: up to `floor`, and on until `excess` bytes are freed. Only
+        some at a time, since the event loop waits."""
+        oldest = self._rows(
+            "SELECT rev, coalesce(sum(length(value)), 0) FROM log GROUP BY rev ORDER BY rev LIMIT ?",
+            _CUT,
+        )
+        before, freed = self.floor, 0
+        for rev, size in oldest:
+            if rev > floor and freed >= excess:
+                break
+            self.floor, freed = rev, freed + size
+        try:
+            with self._transaction():
+                self._db.execute("DELETE FROM log WHERE rev <= ?", (self.floor,))
+                self._db.execute("UPDATE compacted SET rev = ?", (self.floor,))
+        except StoreError:
+            self.floor = before
+            raise
+        self._bytes -= freed
+        self._unmoved += _CUT
+        self._give_back()
+
+    def _give_back(self) -> None:
+        with _explained(self.path):
+            (free,) = self._db.execute("PRAGMA freelist_count").fetchone()
+            (pages,) = self._db.execute("PRAGMA page_count").fetchone()
+            if free > pages // 4:
+                # It steps once a page and has no columns: execute() would stop after one step.
+                pages = min(free - pages // 4, _CUT)
+                self._db.executescript(f"PRAGMA incremental_vacuum({pages})")
+
+    # -----------------------------------------------------------------------------------------
+
+    def _check_whole(self) -> None:
+        if self._broken is not None:
+            raise StoreError(f"{self._broken}; nothing is written until the store is opened again")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._check_whole()
+        try:
+            with _explained(self.path):
+                self._db.execute("BEGIN IMMEDIATE")
+                yield
+                self._db.execute("COMMIT")
+        except BaseException as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            # After a failed write or fsync the kernel may drop dirty pages and call them clean:
+            # a later commit that builds on them could be acknowledged and still be lost.
+            if _code(error.__cause__) in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT):
+                self._broken = str(error)
+            raise
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -447,6 +441,8 @@ def _check(path: Path, db: sqlite3.Connection) -> None:
     if mode != "wal":
         raise StoreError(f"{path} is on a file system without shared memory maps: use a local disk")
     db.execute(f"PRAGMA journal_size_limit = {_WAL_LEFT_BYTES}")
+    db.execute("PRAGMA synchronous = NORMAL")
+    db.execute("PRAGMA wal_autocheckpoint = 0")
     (fault,) = db.execute("PRAGMA quick_check(1)").fetchone()
     if fault != "ok":
         raise StoreError(_damaged(path, fault.splitlines()[-1]))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sqlite3
 import stat
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -171,3 +174,64 @@ def test_one_store_serves_several_event_loops_in_turn(tmp_path: Path) -> None:
     assert found is not None
     assert (found.rev, found.value) == (2, Number(2))
     trio.run(store.aclose)
+
+
+@pytest.mark.trio
+async def test_who_waits_for_the_disk_together_waits_for_few_syncs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    fdatasync = os.fdatasync
+
+    def counted(fd: int) -> None:
+        synced.append(fd)
+        fdatasync(fd)
+
+    store = SqliteStore.open(tmp_path / "store.db")
+    await store.txn({"a": Number(0)})  # the first syncs the directory too
+    monkeypatch.setattr(os, "fdatasync", counted)
+    async with trio.open_nursery() as nursery:
+        for n in range(100):
+            nursery.start_soon(partial(store.txn, {f"a/{n}": Number(n)}))
+    await store.txn({"a": Number(1)}, durable=False)
+    assert 1 <= len(synced) <= 2
+    await store.aclose()
+
+
+@pytest.mark.trio
+async def test_after_a_failed_sync_nothing_is_written_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    store = SqliteStore.open(tmp_path / "store.db")
+    await store.txn({"a": Number(0)})
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", fail)
+        with pytest.raises(StoreError, match="sync: Input/output error"):
+            await store.txn({"a": Number(1)})
+    for durable in (True, False):
+        with pytest.raises(StoreError, match="until the store is opened again"):
+            await store.txn({"a": Number(2)}, durable=durable)
+    await store.aclose()
+
+
+@pytest.mark.trio
+async def test_the_wal_stays_bounded_while_something_is_always_written(tmp_path: Path) -> None:
+    store = SqliteStore.open(tmp_path / "store.db", keep=50)
+    stop = trio.Event()
+
+    async def write(name: str) -> None:
+        text = Text("x" * 4000)
+        while not stop.is_set():
+            await store.txn({name: text}, durable=False)
+
+    async with trio.open_nursery() as nursery:
+        for writer in range(4):
+            nursery.start_soon(write, f"a/{writer}")
+        while store.revision < 6_000:
+            await trio.sleep(0.01)
+        stop.set()
+    assert (tmp_path / "store.db-wal").stat().st_size < 32 << 20
+    await store.aclose()
