@@ -72,11 +72,9 @@ static int reserve_exit(void) {
 
 static void write_pids(int init, uint64_t init_start, int terminal) {
     char text[512];
-    int at = snprintf(text, sizeof text, "keeper %d %llu\n", getpid(),
-                      (unsigned long long)start_time_of(getpid()));
-    if (init)
-        at += snprintf(text + at, sizeof text - (size_t)at, "init %d %llu\n", init,
-                       (unsigned long long)init_start);
+    int at = snprintf(text, sizeof text, "keeper %d %llu\ninit %d %llu\n", getpid(),
+                      (unsigned long long)start_time_of(getpid()), init,
+                      (unsigned long long)init_start);
     if (terminal >= 0)
         at += snprintf(text + at, sizeof text - (size_t)at, "terminal %d\n", terminal);
     const struct record *user = program_find(&program, OP_USERNS);
@@ -143,8 +141,7 @@ static void load_program(void) {
 }
 
 static void hold_lock(void) {
-    int fd = openat(STATUS_FD, "lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB))
+    if (flock(STATUS_FD, LOCK_EX | LOCK_NB))
         give_up("lock");
     status_is_ours = 1;
 }
@@ -314,7 +311,6 @@ static int keep(unsigned descriptors) {
     load_program();
     if (reserve_exit())
         give_up("exit");
-    write_pids(0, 0, -1);
     int signals = signalfd(-1, &handled, SFD_CLOEXEC | SFD_NONBLOCK);
     if (signals < 0 || streams_make(&streams, &program))
         give_up("streams");
@@ -327,9 +323,12 @@ static int keep(unsigned descriptors) {
     report(REPORT_STARTED, 0, init, init_start);
     tend(&streams, signals, init);
     add_losses(&streams);
-    /* The agent was woken by the report; only now comes what waits for the disk. */
-    log_sync(&streams.log);
-    fsync(STATUS_FD);
+    log_end(&streams.log);
+    if (program_find(&program, OP_SYNC)) {
+        /* The agent was woken by the report; only now comes what waits for the disk. */
+        log_sync(&streams.log);
+        fsync(STATUS_FD);
+    }
     return 0;
 }
 

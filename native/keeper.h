@@ -4,9 +4,9 @@
  * first process by it, holds its output as a log, reaps it and writes down how it ended. It takes
  * no commands and has no socket: what it knows it wrote into its status directory.
  *
- *     status directory     lock    flock held while the keeper lives
+ *     status directory             flock held while the keeper lives
  *                          pid     who runs, and at which numbers the keeper holds descriptors
- *                          log/N   segments of frames (keeper_log.c)
+ *                          log/N   segments of frames (keeper_log.c), from the first output on
  *                          exit    how it ended: written whole, renamed into place; behind
  *                                  that, before the keeper leaves, what a client refused
  *
@@ -38,6 +38,7 @@
     X(LOG, 1, "uu", K)       /* max segments, what to do when full */                              \
     X(STDIO, 2, "uuuuuu", K) /* flags; a client's stdin, stdout, stderr; owner uid and gid */      \
     X(INIT, 3, "", K)        /* our init becomes pid 1 and the program its child */                \
+    X(SYNC, 4, "", K)        /* log and exit outlive a power cut: synced at the end */             \
     X(CGROUP, 10, "u", A)    /* v2 directory: the clone starts in it */                            \
     X(TASKS, 11, "u", A)     /* v1 tasks file: the clone writes itself into it */                  \
     X(OOM_SCORE, 12, "u", A) /* oom_score_adj, 0..1000 */                                          \
@@ -161,7 +162,8 @@ struct stream {
 };
 
 struct log {
-    int directory;
+    int status;    /* the status directory */
+    int directory; /* -1 until the first output */
     int segment;
     uint32_t newest, oldest;
     uint32_t max_segments, on_full;
@@ -171,9 +173,11 @@ struct log {
 
 #define CHUNK 65536
 
-int log_open(struct log *log, int status_fd, uint32_t max_segments, uint32_t on_full);
+void log_begin(struct log *log, int status_fd, uint32_t max_segments, uint32_t on_full);
 /* False only with ON_FULL_WAIT and no room: keep the data and try again. */
 int log_append(struct log *log, uint8_t stream, const char *data, uint32_t length);
+/* Nothing more will be appended. */
+void log_end(struct log *log);
 void log_sync(struct log *log);
 uint64_t now_ns(void);
 

@@ -30,8 +30,16 @@ static void segment_name(char name[16], uint32_t number) {
     snprintf(name, 16, "%u", number);
 }
 
+static int open_directory(struct log *log) {
+    mkdirat(log->status, "log", 0700); /* it may be there from a try that found no room for more */
+    log->directory = openat(log->status, "log", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return log->directory >= 0;
+}
+
 static int next_segment(struct log *log) {
     char name[16];
+    if (log->directory < 0 && !open_directory(log))
+        return 0;
     segment_name(name, log->newest + 1);
     int fd = openat(log->directory, name, O_WRONLY | O_CREAT | O_EXCL | O_APPEND | O_CLOEXEC, 0600);
     if (fd < 0)
@@ -44,15 +52,13 @@ static int next_segment(struct log *log) {
     return 1;
 }
 
-int log_open(struct log *log, int status_fd, uint32_t max_segments, uint32_t on_full) {
-    *log =
-        (struct log){.segment = -1, .oldest = 1, .max_segments = max_segments, .on_full = on_full};
-    if (mkdirat(status_fd, "log", 0700))
-        return -1;
-    log->directory = openat(status_fd, "log", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (log->directory < 0)
-        return -1;
-    return next_segment(log) ? 0 : -1;
+void log_begin(struct log *log, int status_fd, uint32_t max_segments, uint32_t on_full) {
+    *log = (struct log){.status = status_fd,
+                        .directory = -1,
+                        .segment = -1,
+                        .oldest = 1,
+                        .max_segments = max_segments,
+                        .on_full = on_full};
 }
 
 /* Whether another segment may exist, after the oldest was dropped or the agent took it away. */
@@ -71,7 +77,9 @@ static int may_grow(struct log *log) {
 
 static int has_room(struct log *log, uint32_t length) {
     uint32_t needed = HEAD + length + (log->dropped ? 2 * MARKER : MARKER);
-    return log->used + needed <= SEGMENT_SIZE || (may_grow(log) && next_segment(log));
+    if (log->segment >= 0 && log->used + needed <= SEGMENT_SIZE)
+        return 1;
+    return may_grow(log) && next_segment(log);
 }
 
 static int write_frame(struct log *log, uint8_t stream, const char *data, uint32_t length) {
@@ -115,12 +123,14 @@ int log_append(struct log *log, uint8_t stream, const char *data, uint32_t lengt
     return 1;
 }
 
-void log_sync(struct log *log) {
+void log_end(struct log *log) {
     if (log->dropped)
         tell_dropped(log);
-    if (log->newest == 1 && !log->used)
-        return; /* nothing was written: nothing would be missed */
-    if (log->segment >= 0)
+}
+
+void log_sync(struct log *log) {
+    if (log->segment >= 0) {
         fdatasync(log->segment);
-    fsync(log->directory);
+        fsync(log->directory);
+    }
 }

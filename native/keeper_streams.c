@@ -78,8 +78,7 @@ int streams_make(struct streams *s, const struct program *program) {
                           .child = {-1, -1, -1},
                           .terminal = -1,
                           .peer = -1};
-    if (log_open(&s->log, STATUS_FD, (uint32_t)log->n[0], (uint32_t)log->n[1]))
-        return -1;
+    log_begin(&s->log, STATUS_FD, (uint32_t)log->n[0], (uint32_t)log->n[1]);
     for (int i = 0; i < 2; i++)
         if (!(s->out[i].buffer = malloc(CHUNK)))
             return -1;

@@ -28,6 +28,7 @@ RECORDS: Final[dict[str, tuple[int, str]]] = {
     "LOG": (1, "uu"),
     "STDIO": (2, "uuuuuu"),
     "INIT": (3, ""),
+    "SYNC": (4, ""),
     "CGROUP": (10, "u"),
     "TASKS": (11, "u"),
     "OOM_SCORE": (12, "u"),

@@ -33,7 +33,7 @@ _MAX_ENTRIES: Final = 1_000_000
 _MAX_DEPTH: Final = 200
 """Of directories on the way out: each costs a descriptor and a few frames."""
 _LEFT: Final = (
-    *("run.0/log/1", "run.0/log/", "run.0/lock", "run.0/pid", "run.0/exit", "run.0/"),
+    *("run.0/log/1", "run.0/log/", "run.0/pid", "run.0/exit", "run.0/"),
     "",
 )
 

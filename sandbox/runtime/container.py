@@ -115,6 +115,8 @@ class Place:
     hosts: str
     resolv_conf: str
     region: str
+    is_durable: bool
+    """How it ended and what it wrote must outlive a power cut."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +215,8 @@ def compile_container(
     _streams(program, terminal, interactive, place.id_base, user, streams)
     if definition.linux_parameters.init_process_enabled:
         program.add("INIT")
+    if place.is_durable:
+        program.add("SYNC")
     _enter_cgroup(program, place.cgroup, place.tasks_files)
     program.add("USERNS", program.fd(place.userns))
     program.add("NETNS", program.fd(place.netns))

@@ -396,7 +396,7 @@ def _reap_ours(status_dir: Path) -> None:
 
 
 def _take_lock(status_dir: Path, fences: list[int]) -> bool:
-    fd = os.open(status_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(status_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

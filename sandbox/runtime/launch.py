@@ -73,6 +73,7 @@ def _place(
         hosts=scene.interface.hosts,
         resolv_conf=scene.interface.resolv_conf,
         region=scene.node.place.region,
+        is_durable=scene.task.owner is None,  # it does not outlive its owner, nor a power cut
     )
 
 

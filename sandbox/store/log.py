@@ -22,9 +22,8 @@ import errno
 import os
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -137,16 +136,6 @@ def _with_room(reserve: Reserve | None, act: Callable[[], T]) -> T:
         return act()
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What a transaction makes of one key."""
-
-    value: bytes | None
-    """None removes it."""
-    prev: int
-    """The revision that this replaces; 0 for a key that does not exist."""
-
-
 class Log:
     """The file, open. Used by one thread at a time, but for `sync` and `checkpoint`."""
 
@@ -164,7 +153,7 @@ class Log:
         self._db = db
         self._keep = keep
         self._keep_bytes = keep_bytes
-        self._clock = clock
+        self.clock = clock
         self._broken: str | None = None
         self._is_in_directory = False
         """The WAL's name is on disk too."""
@@ -240,22 +229,20 @@ class Log:
 
     # Writing ---------------------------------------------------------------------------------
 
-    def append(self, entries: Mapping[str, Entry]) -> Sequence[Change]:
-        """One transaction, the next revision; what it changed, by key. Not yet synced."""
-        rev, at = self.revision + 1, self._clock()
-        changes = [Change(rev=rev, key=k, value=entries[k].value, at=at) for k in sorted(entries)]
-        prevs = [entries[change.key].prev for change in changes]
+    def append(self, changes: Sequence[Change], prevs: Sequence[int]) -> None:
+        """The transactions that follow `revision`, in one commit; not yet synced. `prevs` are the
+        revisions that the changes replace, 0 for a key that does not exist."""
         _with_room(self._reserve, lambda: self._insert(changes, prevs))
-        self.revision = rev
+        self.revision = changes[-1].rev
         size = sum(len(change.value or b"") for change in changes)
         self._bytes += size
         self._unmoved += 2 * len(changes) + 2 * size // _PAGE_BYTES
-        return changes
 
     def _insert(self, changes: Sequence[Change], prevs: Sequence[int]) -> None:
         rows = zip(changes, prevs, strict=True)
-        put = [(c.key, c.rev, c.value) for c in changes if c.value is not None]
-        gone = [(c.key,) for c in changes if c.value is None]
+        last = {change.key: change for change in changes}.values()
+        put = [(c.key, c.rev, c.value) for c in last if c.value is not None]
+        gone = [(c.key,) for c in last if c.value is None]
         with self._transaction():
             self._db.executemany(
                 "INSERT INTO log (rev, key, prev, deleted, at, value) VALUES (?, ?, ?, ?, ?, ?)",
@@ -303,7 +290,7 @@ class Log:
         """Cut the log a little when it has grown an eighth beyond its bounds; look after the
         reserve."""
         if self._reserve is not None:
-            self._reserve.take(self._clock())
+            self._reserve.take(self.clock())
         many = self.revision - self.floor > self._keep + self._keep // 8
         big = self._bytes > self._keep_bytes + self._keep_bytes // 8
         if many or big:
@@ -322,7 +309,8 @@ class Log:
         """Forget the oldest revisions: up to `floor`, and on until `excess` bytes are freed. Only
         some at a time, since the event loop waits."""
         oldest = self._rows(
-            "SELECT rev, coalesce(sum(length(value)), 0) FROM log GROUP BY rev ORDER BY rev LIMIT ?",
+            "SELECT rev, coalesce(sum(length(value)), 0) FROM log"
+            " GROUP BY rev ORDER BY rev LIMIT ?",
             _CUT,
         )
         before, freed = self.floor, 0

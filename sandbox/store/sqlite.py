@@ -1,9 +1,10 @@
 """The store on one SQLite file (`store.log`): heads in memory, one fsync for many, watches.
 
 The heads are kept in memory too: a read is a dictionary's, and decodes a value once. What is
-written is appended in place, in the event loop's thread, and is seen at once: that takes less than
-the way to another thread and back. Only who asked for durability waits, for a thread that syncs:
-one at a time, and each sync serves all who asked before it began.
+written is appended in place, in the event loop's thread: that takes less than the way to another
+thread and back. What is only posted goes with the next transaction, or after a moment: one commit
+for all of it. Only who asked for durability waits, for a thread that syncs: one at a time, and each
+sync serves all who asked before it began.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -21,11 +24,13 @@ import trio
 
 from sandbox.errors import Conflict, StoreError
 from sandbox.store.base import Change, Versioned
-from sandbox.store.log import Entry, Log, Reserve
+from sandbox.store.log import Log, Reserve
 from sandbox.store.watch import LAST_KEY, Cursor, Sleepers, Watch, span
 
 T = TypeVar("T", bound=msgspec.Struct)
 
+_LINGER_S = 0.005
+"""How long what is posted waits for more of it: what a reader does not notice."""
 _RECENT = 512
 """Log entries that are kept in memory for watches: several launches of several tasks at once."""
 _PAGE = 64
@@ -40,6 +45,9 @@ class SqliteStore:
         self._heads = {key: _Head(rev, value) for key, rev, value in log.heads()}
         self._decoders: dict[type[msgspec.Struct], msgspec.json.Decoder[Any]] = {}
         self._sleepers = Sleepers()
+        self._posted: list[dict[str, bytes | None]] = []
+        self._unheard: StoreError | None = None
+        """Why something that was posted is not written; for the next caller."""
         self._recent: deque[Change] = deque(maxlen=_RECENT)
         self._before_recent = log.revision
         """The newest revision of which something is no longer in `_recent`."""
@@ -103,14 +111,23 @@ class SqliteStore:
     ) -> int:
         """As the protocol says. What changes nothing returns the revision that there is already."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        self._write(_entries(put, delete), expect or {})
+        self._check_open()
+        batch = self._batch()
+        try:
+            batch.expect({_checked(key): rev for key, rev in (expect or {}).items()})
+            batch.add(_entries(put, delete))
+        finally:
+            self._commit(batch)
         rev = self._log.revision
         with trio.CancelScope(shield=True):
             await (self._sync(rev) if durable else trio.lowlevel.checkpoint())
         return rev
 
     def post(self, put: Mapping[str, msgspec.Struct]) -> None:
-        self._write(_entries(put, ()), {})
+        self._check_open()
+        self._posted.append(_entries(put, ()))
+        if len(self._posted) == 1:
+            trio.lowlevel.spawn_system_task(self._write_posted)
 
     def watch(self, prefix: str, after: int) -> AsyncIterator[Change]:
         if after > self.revision:
@@ -127,38 +144,44 @@ class SqliteStore:
 
     async def aclose(self) -> None:
         if not self._is_closed:
-            self._is_closed = True
-            self._sleepers.wake_all()
-            with trio.CancelScope(shield=True):
-                async with self._disk:
-                    await trio.to_thread.run_sync(self._log.close)
+            try:
+                self._commit(self._batch())
+            finally:
+                self._is_closed = True
+                self._sleepers.wake_all()
+                with trio.CancelScope(shield=True):
+                    async with self._disk:
+                        await trio.to_thread.run_sync(self._log.close)
 
     # Writing ---------------------------------------------------------------------------------
 
-    def _write(self, entries: Mapping[str, bytes | None], expect: Mapping[str, int]) -> None:
-        self._check_open()
-        for key, expected in expect.items():
-            if (found := self._rev(_checked(key))) != expected:
-                raise Conflict(key, expected, found)
-        moved = {
-            key: Entry(value, self._rev(key))
-            for key, value in entries.items()
-            if value is not None or key in self._heads
-        }
-        if moved:
-            self._tell(self._log.append(moved))
-            self._log.trim()
-            if self._log.wants_checkpoint and not self._is_moving:
-                self._is_moving = True
-                trio.lowlevel.spawn_system_task(self._move)
+    async def _write_posted(self) -> None:
+        try:
+            await trio.sleep(_LINGER_S)
+        finally:
+            if self._posted and not self._is_closed:
+                with suppress(StoreError):  # the next caller hears of it
+                    self._commit(self._batch())
 
-    def _rev(self, key: str) -> int:
-        head = self._heads.get(key)
-        return head.rev if head is not None else 0
+    def _batch(self) -> _Batch:
+        """One that begins with what was posted."""
+        batch = _Batch(self._log.revision, self._heads, self._log.clock(), bool(self._posted))
+        for entries in self._posted:
+            batch.add(entries)
+        self._posted.clear()
+        return batch
 
-    def _tell(self, changes: Sequence[Change]) -> None:
-        """The heads and the watches, of what was appended."""
-        for change in changes:
+    def _commit(self, batch: _Batch) -> None:
+        """Write it, and tell the heads and the watches of it."""
+        if not batch.changes:
+            return
+        try:
+            self._log.append(batch.changes, batch.prevs)
+        except StoreError as error:
+            if batch.has_posted:
+                self._unheard = error
+            raise
+        for change in batch.changes:
             if len(self._recent) == _RECENT:
                 self._before_recent = self._recent[0].rev
             self._recent.append(change)
@@ -166,7 +189,12 @@ class SqliteStore:
                 del self._heads[change.key]
             else:
                 self._heads[change.key] = _Head(change.rev, change.value)
-        self._sleepers.changed(changes)
+        for _, changes in groupby(batch.changes, key=attrgetter("rev")):
+            self._sleepers.changed(list(changes))
+        self._log.trim()
+        if self._log.wants_checkpoint and not self._is_moving:
+            self._is_moving = True
+            trio.lowlevel.spawn_system_task(self._move)
 
     async def _sync(self, rev: int) -> None:
         """Until revision `rev` is on the disk."""
@@ -191,6 +219,9 @@ class SqliteStore:
     def _check_open(self) -> None:
         if self._is_closed:
             raise StoreError(f"{self._log.path} is closed")
+        if self._unheard is not None:
+            error, self._unheard = self._unheard, None
+            raise error
 
     def _versioned(self, key: str, head: _Head, kind: type[T]) -> Versioned[T]:
         known = head.decoded
@@ -245,6 +276,46 @@ def _entries(put: Mapping[str, msgspec.Struct], delete: Collection[str]) -> dict
             raise ValueError(f"{key} is both written and deleted")
         entries[_checked(key)] = msgspec.json.encode(value)
     return entries
+
+
+class _Batch:
+    """Transactions for one commit, each a revision that follows the one before. Pure."""
+
+    def __init__(
+        self, revision: int, heads: Mapping[str, _Head], at: float, has_posted: bool
+    ) -> None:
+        self.has_posted = has_posted
+        self.changes: list[Change] = []
+        self.prevs: list[int] = []
+        """The revisions that the changes replace."""
+        self._revision = revision
+        self._heads = heads
+        self._at = at
+        self._revs: dict[str, int] = {}
+        """What it makes of the heads' revisions; 0 for a key that is gone."""
+
+    def expect(self, revs: Mapping[str, int]) -> None:
+        """Raises Conflict."""
+        for key, expected in revs.items():
+            if (found := self._rev(key)) != expected:
+                raise Conflict(key, expected, found)
+
+    def add(self, entries: Mapping[str, bytes | None]) -> None:
+        """One transaction; what changes nothing is none. None as a value removes the key."""
+        changed = sorted(k for k, value in entries.items() if value is not None or self._rev(k))
+        self._revision += bool(changed)
+        for key in changed:
+            value = entries[key]
+            self.changes.append(Change(rev=self._revision, key=key, value=value, at=self._at))
+            self.prevs.append(self._rev(key))
+            self._revs[key] = self._revision if value is not None else 0
+
+    def _rev(self, key: str) -> int:
+        rev = self._revs.get(key)
+        if rev is None:
+            head = self._heads.get(key)
+            rev = head.rev if head is not None else 0
+        return rev
 
 
 class _Head:

@@ -345,7 +345,7 @@ async def test_no_loss_is_told_of_a_client_that_took_all_or_went_away(status_dir
 
 
 def segments(status_dir: Path) -> dict[int, int]:
-    return {int(file.name): file.stat().st_size for file in (status_dir / "log").iterdir()}
+    return {int(file.name): file.stat().st_size for file in status_dir.glob("log/*")}
 
 
 LINE = 64
@@ -354,6 +354,11 @@ LINE = 64
 def numbered(mib: int) -> str:
     """A line of shell that writes that many MiB, each line with its number in it."""
     return f"seq -f %0{LINE - 1}.0f {mib * MIB // LINE}"
+
+
+async def test_who_writes_nothing_leaves_no_log(status_dir: Path) -> None:
+    await to_its_end(shell("true"), status_dir)
+    assert sorted(file.name for file in status_dir.iterdir()) == ["exit", "pid"]
 
 
 async def test_forty_mebibytes_leave_the_newest_thirty_two_segments(status_dir: Path) -> None:
