@@ -45,6 +45,8 @@ int sys_mount(const char *source, const char *target, const char *fstype, unsign
               const char *data);
 int sys_umount2(const char *target, int flags);
 int sys_openat2(int dirfd, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve);
+struct spawn { const char *path; char *const *argv; int *fds; int count; int error; };
+int sys_spawn(struct spawn *s, char *stack, unsigned int size);
 int sys_close_range(unsigned int first, unsigned int last);
 int sys_pidfd_getfd(int pidfd, int fd);
 int64_t sys_fstatfs_magic(int fd);
@@ -56,8 +58,8 @@ ffi = FFI()
 ffi.cdef(FUNCTIONS + "".join(f"#define {name} ...\n" for name in CONSTANTS.split()))
 ffi.set_source(
     "sandbox._native",
-    '#include "syscalls.c"',
-    depends=[str(HERE / "syscalls.c")],
+    '#include "syscalls.c"\n#include "spawn.c"',
+    depends=[str(HERE / "syscalls.c"), str(HERE / "spawn.c")],
     # -iquote, not -I: no header of ours can stand in for one of the system's (<limits.h>).
     extra_compile_args=["-iquote", str(HERE), "-Wall", "-Wextra", "-Wno-unused-parameter"],
 )

@@ -72,9 +72,9 @@ static int reserve_exit(void) {
 
 static void write_pids(int init, uint64_t init_start, int terminal) {
     char text[512];
-    int at = snprintf(text, sizeof text, "keeper %d %llu\ninit %d %llu\n", getpid(),
-                      (unsigned long long)start_time_of(getpid()), init,
-                      (unsigned long long)init_start);
+    int at =
+        snprintf(text, sizeof text, "keeper %d %llu\ninit %d %llu\n", getpid(),
+                 (unsigned long long)start_time_of(getpid()), init, (unsigned long long)init_start);
     if (terminal >= 0)
         at += snprintf(text + at, sizeof text - (size_t)at, "terminal %d\n", terminal);
     const struct record *user = program_find(&program, OP_USERNS);
@@ -254,6 +254,13 @@ static void let_go(void) {
     munmap(program_bytes, program_size);
 }
 
+/* The agent could do it itself, but its event loop would wait for it. */
+static void release(void) {
+    for (uint32_t i = 0; i < program.count; i++)
+        if (program.record[i].op == OP_RELEASE)
+            close((int)program.record[i].n[0]);
+}
+
 /* 1 when the container's first process has been reaped now. */
 static int reap(int init) {
     int status;
@@ -294,6 +301,7 @@ static int keep(unsigned descriptors) {
     int init = 0;
     prctl(PR_SET_DUMPABLE, 0); /* nobody in a namespace of the task may look into K, A or B */
     prctl(PR_SET_NAME, "sandbox-keeper");
+    default_signals(); /* the agent may ignore some; they are blocked until now */
     signal(SIGPIPE, SIG_IGN);
     shed_agents_limits();
     sigemptyset(&handled);
@@ -321,6 +329,7 @@ static int keep(unsigned descriptors) {
     let_go();
     write_pids(init, init_start, streams.terminal);
     report(REPORT_STARTED, 0, init, init_start);
+    release();
     tend(&streams, signals, init);
     add_losses(&streams);
     log_end(&streams.log);

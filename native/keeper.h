@@ -39,8 +39,9 @@
     X(STDIO, 2, "uuuuuu", K) /* flags; a client's stdin, stdout, stderr; owner uid and gid */      \
     X(INIT, 3, "", K)        /* our init becomes pid 1 and the program its child */                \
     X(SYNC, 4, "", K)        /* log and exit outlive a power cut: synced at the end */             \
-    X(CGROUP, 10, "u", A)    /* v2 directory: the clone starts in it */                            \
-    X(TASKS, 11, "u", A)     /* v1 tasks file: the clone writes itself into it */                  \
+    X(RELEASE, 5, "u", K) /* a descriptor to be closed when the container runs: it takes long */   \
+    X(CGROUP, 10, "u", A) /* v2 directory: the clone starts in it */                               \
+    X(TASKS, 11, "u", A)  /* v1 tasks file: the clone writes itself into it */                     \
     X(OOM_SCORE, 12, "u", A) /* oom_score_adj, 0..1000 */                                          \
     X(RLIMIT, 13, "uUU", B)  /* resource, soft, hard: A raises the hard limit first */             \
     X(USERNS, 14, "u", A)    /* enter, and become its uid and gid 0 */                             \
@@ -143,6 +144,9 @@ struct child_fds {
 /* In a fresh clone: runs A's records and then, in another clone, B's. Never returns. */
 _Noreturn void child_run(const struct program *program, const struct child_fds *fds);
 int sys_clone3(uint64_t flags, int cgroup_fd, uint64_t exit_signal);
+
+/* Every signal to its default. By the system call: a C library keeps 32 to 34 for itself. */
+void default_signals(void);
 
 /* execve of argv[0], looked for in `path` when it has no slash; returns the errno. */
 int exec_search(const char *path, char *const argv[], char *const envp[]);

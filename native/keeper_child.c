@@ -124,13 +124,16 @@ static void wire_streams(struct child *c) {
         child_fail(c, errno);
 }
 
-/* Nothing of the agent's ways is left. Signals by the system call: a C library keeps 32 to 34 for
- * itself, and glibc's posix_spawn, which started us, has 32 and 33 ignored. */
-static void become_ordinary(void) {
+void default_signals(void) {
     static const uint64_t standard[4]; /* the kernel's struct sigaction: SIG_DFL, no flags */
-    const struct sched_param priority = {0};
     for (int s = 1; s < 65; s++)
         syscall(SYS_rt_sigaction, s, standard, NULL, 8);
+}
+
+/* Nothing of the agent's or the keeper's ways is left. */
+static void become_ordinary(void) {
+    const struct sched_param priority = {0};
+    default_signals();
     umask(022);
     syscall(SYS_sched_setscheduler, 0, SCHED_OTHER, &priority); /* musl has only a stub */
     setpriority(PRIO_PROCESS, 0, 0);

@@ -148,7 +148,19 @@ static void shed_agents_limits(void) {
     shed_limits(limits, sizeof(limits) / sizeof(*limits));
 }
 
+/* The agent, who starts us with all of them blocked, may ignore some. */
+static void let_signals_be_signals(void) {
+    sigset_t none;
+
+    signal(SIGPIPE, SIG_DFL);
+    signal(SIGXFSZ, SIG_DFL);
+    signal(SIGCHLD, SIG_DFL);
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
 int main(int argc, char **argv) {
+    let_signals_be_signals();
     shed_agents_limits();
     for (int i = 1; i < argc; i++) {
         if (!strchr(argv[i], '=')) {

@@ -7,7 +7,7 @@ The layers are on disk once, with the image's ids. Each is cloned into a detache
 are shifted by the task's user namespace, and one overlay is laid over the clones. The result is a
 descriptor that no path leads to; the keeper attaches it. Nothing is kept open between launches:
 opening a layer's directory takes 2 us, and one that were kept would hold a deleted layer's space.
-What costs is closing the clones (50 us each, a grace period), so that is left to another thread.
+What costs is closing the clones (50 us each, a grace period), so that is left to the keeper.
 All else takes less than the way to a thread and back, so it is done in place where the kernel can.
 
 Kernel facts:
@@ -55,11 +55,14 @@ class Rootfs(msgspec.Struct, frozen=True, kw_only=True):
     """`mount_fd` is a detached overlay; it lives as long as the descriptor or who attached it."""
 
     mount_fd: int
+    layers: tuple[int, ...]
+    """The clones, which the overlay needs no more: somebody who may wait closes them."""
     is_fresh: bool
     """The writable layer was made now: what is seen is the image's alone."""
 
     def close(self) -> None:
-        os.close(self.mount_fd)
+        for fd in (self.mount_fd, *self.layers):
+            os.close(fd)
 
 
 class RootfsStore:
@@ -137,16 +140,17 @@ def stack(diff_ids: Sequence[str], is_opaque: Callable[[str], bool]) -> list[str
 
 def _prepare(lowers: Sequence[Path], writable: _Writable, userns_fd: int) -> Rootfs:
     directory = writable.directory
-    with ExitStack() as opened, reported("mkdir", directory):
+    with ExitStack() as failed, ExitStack() as opened, reported("mkdir", directory):
         is_fresh = writable.make(lowers)
         upper, work = _open(writable.upper, opened), _open(writable.work, opened)
         layers: list[int] = []
-        opened.callback(_close_elsewhere, layers)
         # An image from nothing has no layer, and overlay wants one all the same.
         for path in lowers or [directory / "lower"]:
             layers.append(_shifted(path, userns_fd))
+            failed.callback(os.close, layers[-1])
         mount_fd = mounts.overlay(layers, upper, work, volatile=True)
-        return Rootfs(mount_fd=mount_fd, is_fresh=is_fresh)
+        failed.pop_all()
+        return Rootfs(mount_fd=mount_fd, layers=tuple(layers), is_fresh=is_fresh)
 
 
 def _shifted(path: Path, userns_fd: int) -> int:
@@ -158,16 +162,6 @@ def _open(path: Path | str, opened: ExitStack) -> int:
     fd = os.open(path, _DIRECTORY)
     opened.callback(os.close, fd)
     return fd
-
-
-def _close_elsewhere(fds: Sequence[int]) -> None:
-    """Close without waiting for it."""
-
-    def close() -> None:
-        for fd in fds:
-            os.close(fd)
-
-    trio.lowlevel.start_thread_soon(close, lambda _: None, "rootfs")
 
 
 class _Writable:

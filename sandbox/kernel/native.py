@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
@@ -24,6 +24,9 @@ from sandbox._native import ffi, lib
 from sandbox.errors import KernelError
 
 Path = str | bytes
+
+_STACK: Final = 16384
+"""Bytes for a child that only moves descriptors."""
 
 AT_EMPTY_PATH: Final[int] = lib.AT_EMPTY_PATH
 AT_FDCWD: Final[int] = lib.AT_FDCWD
@@ -219,6 +222,36 @@ def bpf_attach_cgroup_device(cgroup_fd: int, prog_fd: int) -> None:
     """Every program on a cgroup and above it must allow an access; it stays with the cgroup."""
     answer = lib.sys_bpf_attach_cgroup_device(cgroup_fd, prog_fd)
     _checked("bpf_prog_attach", _opened(cgroup_fd), answer)
+
+
+# Processes -----------------------------------------------------------------------------------
+
+
+class Spawned:
+    """A child that may not have begun its program yet, and the memory that it needs until then:
+    to be kept until the program has given a sign of life, or the child has been waited for."""
+
+    def __init__(self, path: Path, arguments: Sequence[str], descriptors: Sequence[int]) -> None:
+        """`descriptors` become 3, 4, ... of the program; see native/spawn.c for all else."""
+        words = [ffi.new("char[]", _c("spawn", word)) for word in arguments]
+        self._parts = (
+            ffi.new("char[]", _c("spawn", path)),
+            words,
+            ffi.new("char *[]", [*words, ffi.NULL]),
+            ffi.new("int[]", list(descriptors)),
+        )
+        self._stack = ffi.new("char[]", _STACK)
+        self._spawn = ffi.new("struct spawn *")
+        self._spawn.path, _, self._spawn.argv, self._spawn.fds = self._parts
+        self._spawn.count = len(descriptors)
+        answer = lib.sys_spawn(self._spawn, self._stack, _STACK)
+        self.pid = _checked("clone", os.fsdecode(path), answer)
+
+    @property
+    def errno(self) -> int:
+        """Why the program did not begin; 0 when it did, or when nobody knows yet."""
+        error: int = self._spawn.error
+        return error
 
 
 # Answers -------------------------------------------------------------------------------------

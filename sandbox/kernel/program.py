@@ -29,6 +29,7 @@ RECORDS: Final[dict[str, tuple[int, str]]] = {
     "STDIO": (2, "uuuuuu"),
     "INIT": (3, ""),
     "SYNC": (4, ""),
+    "RELEASE": (5, "u"),
     "CGROUP": (10, "u"),
     "TASKS": (11, "u"),
     "OOM_SCORE": (12, "u"),

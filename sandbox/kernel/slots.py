@@ -27,6 +27,7 @@ from pathlib import Path
 import trio
 
 from sandbox.errors import KernelError
+from sandbox.kernel import native
 from sandbox.kernel.native import raising
 
 PROGRAM = Path(__file__).resolve().parents[1] / "_bin" / "slot"
@@ -47,7 +48,6 @@ SYSCTLS = (
     "net/ipv6/conf/all/forwarding=0",
 )
 
-_SOCKET = 3
 _REPORT = struct.Struct("=Ii56s")
 _FDS = struct.Struct("=2i")
 _RETRY_S = (1, 30)
@@ -77,14 +77,17 @@ async def make(
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours:
             with theirs:
-                pid = _spawn(program, theirs.fileno(), [*map(str, ranges), *_present(sysctls)])
+                arguments = [str(program), *map(str, ranges), *_present(sysctls)]
+                child = native.Spawned(str(program), arguments, [theirs.fileno()])
             try:
                 ours.setblocking(False)
                 while (slot := await _receive(ours)) is not None:
                     slots.append(slot)
             finally:
                 # At the end of the stream it is already gone, or a moment from it.
-                _end(pid)
+                _end(child.pid)
+        if child.errno:
+            raise KernelError("execve", str(program), child.errno)
         if len(slots) != len(ranges):
             raise KernelError("slot", f"ended after {len(slots)} of {len(ranges)}", errno.ECHILD)
         undo.pop_all()
@@ -94,18 +97,6 @@ async def make(
 def _present(sysctls: Sequence[str]) -> list[str]:
     """Without those of an IP version that the kernel has not; a module may bring it at any time."""
     return [s for s in sysctls if os.path.exists(f"/proc/sys/{s.partition('=')[0]}")]
-
-
-def _spawn(program: Path, fd: int, arguments: Sequence[str]) -> int:
-    with raising("posix_spawn", str(program)):
-        return os.posix_spawn(
-            program,
-            [str(program), *arguments],
-            {},
-            file_actions=[(os.POSIX_SPAWN_DUP2, fd, _SOCKET)],
-            setsigmask=(),
-            setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),
-        )
 
 
 async def _receive(ours: socket.socket) -> Slot | None:

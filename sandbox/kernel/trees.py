@@ -14,6 +14,7 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from sandbox.kernel.native import raising
@@ -42,16 +43,17 @@ def remove_tree(top: Path) -> None:
 
 
 def remove_known(top: str, names: Iterable[str]) -> bool:
-    """Delete exactly `names` below `top`, in this order, then `top`; a name ends in "/" when it is
-    a directory, which must be empty by then.
+    """Delete `names` below `top`, in this order, those that are there, then `top`; a name ends in
+    "/" when it is a directory, which must be empty by then.
 
     A dozen system calls for what is known to be there, where finding out costs many more. False
-    at the first one that is not there or not empty: some are gone then, and `remove_tree` can do
+    at the first one that is not empty or cannot go: some are gone then, and `remove_tree` can do
     the rest.
     """
     try:
         for name in names:
-            (os.rmdir if name.endswith("/") else os.unlink)(f"{top}/{name}")
+            with suppress(FileNotFoundError):
+                (os.rmdir if name.endswith("/") else os.unlink)(f"{top}/{name}")
         os.rmdir(top)
     except OSError:
         return False

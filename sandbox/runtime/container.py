@@ -110,6 +110,7 @@ class Place:
     cgroup: int
     tasks_files: tuple[int, ...]
     root: int
+    layers: tuple[int, ...]
     volumes: tuple[VolumeMount, ...] = ()
     hostname: str
     hosts: str
@@ -307,6 +308,8 @@ def _enter_cgroup(program: Program, cgroup: int, tasks_files: tuple[int, ...]) -
 
 def _file_systems(program: Program, definition: ContainerDefinition, place: Place) -> None:
     program.add("ROOT", program.fd(place.root), about="the root file system")
+    for layer in place.layers:
+        program.add("RELEASE", program.fd(layer))
     program.add("MOUNT", _QUIET, "proc", "proc", [])
     for control in definition.system_controls:
         program.add("SYSCTL", control.namespace.replace(".", "/"), control.value)

@@ -2,9 +2,9 @@
 
 A keeper is told everything by its program and says three things on its report pipe: started,
 failed, ended. The same is in its status directory, so an agent that was not there can read it. A
-keeper lives on when the agent dies; it holds an flock on `lock` while it lives, and `exit` is
-renamed into place before it leaves. Neither `exit` nor a held lock means that it was killed: nobody
-knows how the container ended, and what is left of it must be killed by its cgroup.
+keeper lives on when the agent dies; it holds an flock on that directory while it lives, and `exit`
+is renamed into place before it leaves. Neither `exit` nor a held lock means that it was killed:
+nobody knows how the container ended, and what is left of it must be killed by its cgroup.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import signal
 import struct
 import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -38,7 +38,6 @@ _START_S: Final = 31.0
 _LOOK_S: Final = 0.002
 _DRAIN_S: Final = 10.0
 """How long a keeper that was told to forget its clients may take to sync its log."""
-_ALL_SIGNALS: Final = [s for s in signal.Signals if s not in (signal.SIGKILL, signal.SIGSTOP)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,28 +78,6 @@ class StartFailed(KernelError):
 
 def _kernel(call: str, subject: object, error: OSError) -> KernelError:
     return KernelError(call, str(subject), error.errno or errno.EIO)
-
-
-def _spawn(binary: Path, descriptors: list[int]) -> int:
-    """posix_spawn with `descriptors` at 3, 4, ...; the keeper closes everything above them."""
-    targets = range(3, 3 + len(descriptors))
-    actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
-        (os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in (0, 1, 2)
-    ]
-    sources = descriptors
-    if min(descriptors) < targets.stop:  # one may stand where another shall be
-        above = max(descriptors) + 1
-        sources = [above + i for i in range(len(descriptors))]
-        actions += [(os.POSIX_SPAWN_DUP2, *pair) for pair in zip(descriptors, sources, strict=True)]
-    actions += [(os.POSIX_SPAWN_DUP2, *pair) for pair in zip(sources, targets, strict=True)]
-    return os.posix_spawn(
-        str(binary),
-        ["sandbox-keeper", str(len(descriptors) - 3)],
-        {},
-        file_actions=actions,
-        setsigmask=[],
-        setsigdef=_ALL_SIGNALS,
-    )
 
 
 class Keeper:
@@ -284,7 +261,8 @@ async def start(
     Raises StartFailed naming the record. A cancelled caller leaves the keeper running: find it.
     """
     with trio.CancelScope(shield=True):
-        pid, report = _launch(program, binary, status_dir)
+        child, report = _launch(program, binary, status_dir)
+        pid = child.pid
         spawned()
         kind, record, value, started, at_ns = await _first_report(report)
         if kind == _STARTED:
@@ -296,10 +274,11 @@ async def start(
         await _reap(pid)
     if kind == _FAILED:
         raise StartFailed(program.error(record, value), is_exec=program.is_exec(record))
-    raise StartFailed(KernelError("keeper", str(binary), errno.ECHILD), is_exec=False)
+    failure = KernelError("keeper", str(binary), child.errno or errno.ECHILD)
+    raise StartFailed(failure, is_exec=False)
 
 
-def _launch(program: Program, binary: Path, status_dir: Path) -> tuple[int, int]:
+def _launch(program: Program, binary: Path, status_dir: Path) -> tuple[native.Spawned, int]:
     opened: list[int] = []
     try:
         os.mkdir(path := str(status_dir), 0o700)
@@ -309,15 +288,21 @@ def _launch(program: Program, binary: Path, status_dir: Path) -> tuple[int, int]
         opened.append(write_end)
         status, sealed = opened[0], opened[1]
         try:
-            return _spawn(binary, [sealed, status, write_end, *program.lent]), report
-        except OSError:
+            descriptors = [sealed, status, write_end, *program.lent]
+            return _spawn(binary, descriptors), report
+        except KernelError:
             os.close(report)
             raise
     except OSError as error:
-        raise _kernel("posix_spawn", binary, error) from None
+        raise _kernel("mkdir", status_dir, error) from None
     finally:
         for fd in opened:
             os.close(fd)
+
+
+def _spawn(binary: Path, descriptors: Sequence[int]) -> native.Spawned:
+    arguments = ["sandbox-keeper", str(len(descriptors) - 3)]
+    return native.Spawned(str(binary), arguments, descriptors)
 
 
 async def _first_report(report: int) -> tuple[int, int, int, int, int]:

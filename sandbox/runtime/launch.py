@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 from sandbox.kernel import mounts, native
@@ -29,10 +30,9 @@ async def start(
     cannot be placed. The container's root is used up, whatever happens."""
     made, node = scene.containers[definition.name], scene.node
     with ExitStack() as lent:
-        if made.root is not None:
-            lent.callback(os.close, made.root)
-        root, made.root = made.root, None
-        assert root is not None, "steps.make_root comes before every start"
+        root, *layers = made.take_root()  # steps.make_root comes before every start
+        for fd in (root, *layers):
+            lent.callback(os.close, fd)
         volumes = _volumes(scene, definition, lent)
         if streams is not None and streams.files is not None:
             place = working_directory(definition, made.image.config)
@@ -41,7 +41,7 @@ async def start(
         program = compile_container(
             definition,
             made.image.config,
-            _place(scene, definition, root, volumes),
+            _place(scene, definition, root, layers, volumes),
             user=made.user,
             limits=made.limits,
             streams=streams,
@@ -56,7 +56,11 @@ async def start(
 
 
 def _place(
-    scene: Scene, definition: ContainerDefinition, root: int, volumes: tuple[VolumeMount, ...]
+    scene: Scene,
+    definition: ContainerDefinition,
+    root: int,
+    layers: Sequence[int],
+    volumes: tuple[VolumeMount, ...],
 ) -> Place:
     cgroup = scene.containers[definition.name].cgroup
     assert cgroup and scene.slot and scene.interface, "the steps come before every start"
@@ -68,6 +72,7 @@ def _place(
         cgroup=cgroup.directory_fd,
         tasks_files=cgroup.tasks_fds,
         root=root,
+        layers=tuple(layers),
         volumes=volumes,
         hostname=scene.interface.hostname,
         hosts=scene.interface.hosts,

@@ -61,14 +61,22 @@ class ContainerScene:
     cgroup: Cgroup | None = None
     root: int | None = None
     """A detached mount, until the container has it."""
+    layers: tuple[int, ...] = ()
+    """What was needed to make it, until the keeper closes it."""
     user: Identity = field(default_factory=Identity)
 
     def forget(self) -> None:
-        if self.root is not None:
-            os.close(self.root)
+        for fd in self.take_root():
+            os.close(fd)
         if self.cgroup is not None:
             self.cgroup.close()
-        self.root = self.cgroup = None
+        self.cgroup = None
+
+    def take_root(self) -> tuple[int, ...]:
+        """The root, if there is one, and its layers; the caller closes them."""
+        taken = (self.root, *self.layers) if self.root is not None else ()
+        self.root, self.layers = None, ()
+        return taken
 
 
 @dataclass(kw_only=True)
@@ -293,7 +301,7 @@ async def make_root(scene: Scene, definition: ContainerDefinition) -> None:
         scene.slot.userns_fd,
         scene.task.id_base,
     )
-    made.root = root.mount_fd
+    made.root, made.layers = root.mount_fd, root.layers
     made.user = _identity(scene, definition, made.image, root)
     for mount in definition.mount_points:
         await _fill_volume(scene, mount, root.mount_fd)

@@ -263,12 +263,12 @@ async def test_a_second_keeper_on_one_status_directory_is_refused(status_dir: Pa
     second = shell("echo second").seal()
     directory = os.open(status_dir, os.O_RDONLY | os.O_DIRECTORY)
     ours, theirs = os.pipe()
-    pid = keepers._spawn(BINARY, [second, directory, theirs])
+    child = keepers._spawn(BINARY, [second, directory, theirs])
     for fd in (second, directory, theirs):
         os.close(fd)
     with open(ours, "rb") as report:
         kind, _, error, *_ = keepers._REPORT.unpack(report.read())
-    os.waitpid(pid, 0)
+    os.waitpid(child.pid, 0)
     assert (kind, error) == (keepers._FAILED, EAGAIN)
     assert keepers.read_exit(status_dir) is None, "the first one's directory was written to"
     with trio.fail_after(20):

@@ -128,7 +128,7 @@ async def test_cancelling_leaves_no_process_and_no_descriptor() -> None:
 
 
 async def test_a_program_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(KernelError, match="posix_spawn"):
+    with pytest.raises(KernelError, match="execve"):
         await slots.make([BASES[0]], program=tmp_path / "none")
 
 
@@ -170,7 +170,7 @@ async def test_an_empty_pool_tells_its_user_what_is_wrong_and_keeps_no_range(
     pool = SlotPool(2, ids.claim_many, ids.release, program=tmp_path / "none")
     async with trio.open_nursery() as nursery:
         await nursery.start(pool.serve)
-        with pytest.raises(KernelError, match="posix_spawn"):
+        with pytest.raises(KernelError, match="execve"):
             await pool.take()
         assert ids.claimed == set()
         nursery.cancel_scope.cancel()
