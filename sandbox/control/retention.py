@@ -9,17 +9,15 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
-import msgspec
 import trio
 
 from sandbox.control.tasks import Tasks
 from sandbox.errors import NotFound
-from sandbox.model.task import Status, TaskKnown, TaskView
+from sandbox.model.task import Status, TaskView
 from sandbox.store import rows
 from sandbox.store.base import Store
 
 _RESYNC_S: Final = 60.0
-_DECODER: Final = msgspec.json.Decoder(TaskKnown)
 
 
 class Settings(Protocol):
@@ -59,12 +57,9 @@ async def _wait(store: Store, after: int) -> None:
     """For a stopped task that must go at once, or for the next minute."""
     with trio.move_on_after(_RESYNC_S):
         async for change in store.watch(rows.TASKS, after):
-            if change.key.endswith("/known") and change.value is not None:
-                known = _DECODER.decode(change.value)
-                if known.last_status is Status.STOPPED and _is_to_go(store, known.id):
-                    return
-
-
-def _is_to_go(store: Store, task: str) -> bool:
-    row = rows.desired(store, task)
-    return row is not None and row.value.remove
+            if not change.key.endswith("/known") or change.value is None:
+                continue
+            task = change.key.split("/")[1]
+            row = rows.desired(store, task)
+            if row is not None and row.value.remove and rows.has_stopped(store, task):
+                return

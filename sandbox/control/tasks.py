@@ -245,10 +245,10 @@ class Tasks:
             if change.value is None:
                 return  # removed as soon as it was stopped
             if change.key == rows.known_key(task):
-                known = msgspec.json.decode(change.value, type=TaskKnown)
+                known = self._node.store.value(change, TaskKnown)
                 view = msgspec.structs.replace(view, known=known)
             else:
-                desired = msgspec.json.decode(change.value, type=TaskDesired)
+                desired = self._node.store.value(change, TaskDesired)
                 view = msgspec.structs.replace(view, desired=desired)
             yield view
             if view.known.last_status is Status.STOPPED:
@@ -267,7 +267,7 @@ class Tasks:
             if not follow and change.rev > until:
                 return
             if change.key.endswith("/known") and change.value is not None:
-                known = msgspec.json.decode(change.value, type=TaskKnown)
+                known = store.value(change, TaskKnown)
                 if known.raised_event:
                     yield _event(change.rev, change.at, known)
             if not follow and change.rev >= until:

@@ -56,6 +56,8 @@ class Containers:
         self._starting: set[str] = set()
         self._fences: list[int] = []
         """Locks that keep keepers of before from starting late."""
+        self._unread: set[str] = set()
+        """Started here for no client: nothing can be refused."""
         self._execs: dict[str, Keeper] = {}
         self.may_restart = True
         self._is_hurried = False
@@ -80,6 +82,8 @@ class Containers:
         made = self._scene.containers[name]
         attempt = self._record.container(name).attempt
         streams = self._streams.pop(name, None)
+        if streams is None and attempt == 0:  # only a first start has clients
+            self._unread.add(name)
         try:
             keeper = await launch.start(self._scene, definition, attempt, streams)
         except StartFailed as error:
@@ -320,7 +324,8 @@ class Containers:
         for keeper in self._keepers.values():
             await self._see_out(keeper)
         for known in self._record.known.containers:
-            self._note_losses(known.name)
+            if known.name not in self._unread:
+                self._note_losses(known.name)
         self._node.failpoints.reach("leave.done")
 
     def _note_losses(self, name: str) -> None:

@@ -87,16 +87,18 @@ class Keeper:
         self,
         status_dir: Path,
         identity: KeeperIdentity,
+        process: int | None,
         report: int | None,
         started_at: float,
     ) -> None:
+        """Owns `process`, its pidfd, and `report`, the pipe on which it tells."""
         self.status_dir = status_dir
         self.identity = identity
         self.started_at = started_at
         """By the keeper's own word, as the end is: it never comes after that."""
         self._report = report
         self._is_gone = False
-        self._process = open_process(identity.pid, identity.start_time)
+        self._process = process
         self._init = open_process(identity.init_pid, identity.init_start_time)
 
     def signal(self, number: int) -> bool:
@@ -269,7 +271,8 @@ async def start(
             identity = KeeperIdentity(
                 pid=pid, start_time=start_time(pid) or 0, init_pid=value, init_start_time=started
             )
-            return Keeper(status_dir, identity, report, at_ns / 1e9)
+            process = os.pidfd_open(pid)  # our own child: nobody else has that number yet
+            return Keeper(status_dir, identity, process, report, at_ns / 1e9)
         os.close(report)
         await _reap(pid)
     if kind == _FAILED:
@@ -364,7 +367,8 @@ async def find(status_dir: Path, fences: list[int]) -> Keeper | Ended | Failed |
         with trio.move_on_after(_START_S):
             while not _take_lock(status_dir, fences):
                 if (identity := _read_identity(status_dir)) is not None:
-                    return Keeper(status_dir, identity, None, began_at(status_dir))
+                    process = open_process(identity.pid, identity.start_time)
+                    return Keeper(status_dir, identity, process, None, began_at(status_dir))
                 await trio.sleep(_LOOK_S)
     except FileNotFoundError:
         return Lost()

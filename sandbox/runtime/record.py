@@ -70,9 +70,9 @@ class Record:
         """A change that raises an event: each has a higher version than the one before."""
         self.save(version=max(self.known.version + 1, version), raised_event=True, **changes)
 
-    async def settle(self) -> None:
-        """Wait until what was saved is in the store."""
-        await self._store.txn({}, durable=False)
+    def settle(self) -> None:
+        """What was saved is in the store from now on."""
+        self._store.flush()
 
     def facts(self) -> Mapping[str, Facts]:
         """What `ordering` decides by."""

@@ -93,13 +93,16 @@ class Scene:
     """Of that namespace's init."""
     containers: dict[str, ContainerScene] = field(default_factory=dict)
     progress: Callable[[str, int, int | None], None] | None = None
+    _directories: dict[str, Path] = field(default_factory=dict)
 
     @cached_property
     def directory(self) -> Path:
         return self.node.task_dir(self.task.id)
 
     def container_dir(self, name: str) -> Path:
-        return self.directory / names.container_directory(name)
+        if (found := self._directories.get(name)) is None:
+            found = self._directories[name] = self.node.container_dir(self.task.id, name)
+        return found
 
     def definition(self, name: str) -> ContainerDefinition:
         return next(c for c in self.task.definition.container_definitions if c.name == name)

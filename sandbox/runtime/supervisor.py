@@ -246,11 +246,10 @@ class Supervisor:
             await self._stop_containers()
         self.record.note_never_started()
         self.record.save_event(5, last_status=Status.DEPROVISIONING)
-        # Nothing that is undone is the keepers': they write and sync what is left of the logs.
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.containers.leave)
-            await steps.undo(self.scene, steps.EVERYTHING)
-        await self._finish(is_undone=True)
+        # Meanwhile the keepers write what is left of the logs: nothing that is undone is theirs.
+        await steps.undo(self.scene, steps.EVERYTHING)
+        await self.containers.leave()
+        self._finish(is_undone=True)
 
     def _go_on_to(self, status: Status) -> None:
         """A step that raises no event; a supervisor that takes over finds it done already."""
@@ -287,14 +286,13 @@ class Supervisor:
             stop_code=known.stop_code or StopCode.INFRASTRUCTURE_HEALTH,
             stopped_reason=known.stopped_reason or _GIVEN_UP,
         )
-        await self._finish(is_undone=is_undone)
+        self._finish(is_undone=is_undone)
 
-    async def _finish(self, *, is_undone: bool) -> None:
+    def _finish(self, *, is_undone: bool) -> None:
         """STOPPED; only when that is in the store may another agent take the id range. It stays
         ours as long as something of it may be left."""
         self.record.save_event(6, last_status=Status.STOPPED, stopped_at=time.time())
-        with trio.CancelScope(shield=True):
-            await self.record.settle()
+        self.record.settle()
         if is_undone:
             self._node.ranges.release(self._desired.id_base)
 

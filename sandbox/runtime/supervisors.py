@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final
 
-import msgspec
 import trio
 
 from sandbox.errors import SandboxError, StoreError
@@ -67,7 +66,7 @@ class Supervisors:
                 task_status.started()
                 async for change in self._node.store.watch(rows.TASKS, after):
                     if change.key.endswith("/desired") and change.value is not None:
-                        self._desire(msgspec.json.decode(change.value, type=TaskDesired))
+                        self._desire(self._node.store.value(change, TaskDesired))
         finally:
             for task in list(self._handovers):  # accepted, and left to the next agent to undo
                 self.take_back(task, is_written=True)

@@ -53,6 +53,9 @@ class Store(Protocol):
     def list(self, prefix: str, kind: type[T]) -> Sequence[Versioned[T]]:
         """All values whose key starts with `prefix`, by key."""
 
+    def value(self, change: Change, kind: type[T]) -> T:
+        """What the change wrote; not for one that removed its key."""
+
     def keys(self, prefix: str) -> Sequence[str]:
         """All keys that start with `prefix`, sorted."""
 
@@ -79,6 +82,9 @@ class Store(Protocol):
         For facts that their writer holds anyway. Reads see it soon. Should it fail, the next call
         of any kind raises that error.
         """
+
+    def flush(self) -> None:
+        """Write what was posted, if it is not yet written. Raises StoreError."""
 
     def watch(self, prefix: str, after: int) -> AsyncIterator[Change]:
         """Changes under `prefix` with a revision above `after`, in order, without end.

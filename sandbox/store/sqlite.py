@@ -17,7 +17,7 @@ from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import msgspec
 import trio
@@ -42,10 +42,11 @@ class SqliteStore:
 
     def __init__(self, log: Log) -> None:
         self._log = log
-        self._heads = {key: _Head(rev, value) for key, rev, value in log.heads()}
+        self._heads = {key: _Head(rev, _Value(value)) for key, rev, value in log.heads()}
         self._decoders: dict[type[msgspec.Struct], msgspec.json.Decoder[Any]] = {}
         self._sleepers = Sleepers()
-        self._posted: list[dict[str, bytes | None]] = []
+        self._posted: list[dict[str, _Value | None]] = []
+        self._is_lingering = False
         self._unheard: StoreError | None = None
         """Why something that was posted is not written; for the next caller."""
         self._recent: deque[Change] = deque(maxlen=_RECENT)
@@ -96,6 +97,13 @@ class SqliteStore:
     def list(self, prefix: str, kind: type[T]) -> Sequence[Versioned[T]]:
         return [self._versioned(key, self._heads[key], kind) for key in self.keys(prefix)]
 
+    def value(self, change: Change, kind: type[T]) -> T:
+        head = self._heads.get(change.key)
+        if head is None or head.rev != change.rev:
+            assert change.value is not None, "a removed key has no value"
+            head = _Head(change.rev, _Value(change.value))
+        return self._versioned(change.key, head, kind).value
+
     def keys(self, prefix: str) -> Sequence[str]:
         self._check_open()
         span(prefix)  # refuses what is no prefix
@@ -119,15 +127,19 @@ class SqliteStore:
         finally:
             self._commit(batch)
         rev = self._log.revision
-        with trio.CancelScope(shield=True):
-            await (self._sync(rev) if durable else trio.lowlevel.checkpoint())
+        await (self._sync(rev) if durable else trio.lowlevel.cancel_shielded_checkpoint())
         return rev
 
     def post(self, put: Mapping[str, msgspec.Struct]) -> None:
         self._check_open()
         self._posted.append(_entries(put, ()))
-        if len(self._posted) == 1:
+        if not self._is_lingering:
+            self._is_lingering = True
             trio.lowlevel.spawn_system_task(self._write_posted)
+
+    def flush(self) -> None:
+        self._check_open()
+        self._commit(self._batch())
 
     def watch(self, prefix: str, after: int) -> AsyncIterator[Change]:
         if after > self.revision:
@@ -159,6 +171,7 @@ class SqliteStore:
         try:
             await trio.sleep(_LINGER_S)
         finally:
+            self._is_lingering = False
             if self._posted and not self._is_closed:
                 with suppress(StoreError):  # the next caller hears of it
                     self._commit(self._batch())
@@ -181,14 +194,14 @@ class SqliteStore:
             if batch.has_posted:
                 self._unheard = error
             raise
-        for change in batch.changes:
+        for change, value in zip(batch.changes, batch.values, strict=True):
             if len(self._recent) == _RECENT:
                 self._before_recent = self._recent[0].rev
             self._recent.append(change)
-            if change.value is None:
+            if value is None:
                 del self._heads[change.key]
             else:
-                self._heads[change.key] = _Head(change.rev, change.value)
+                self._heads[change.key] = _Head(change.rev, value)
         for _, changes in groupby(batch.changes, key=attrgetter("rev")):
             self._sleepers.changed(list(changes))
         self._log.trim()
@@ -198,11 +211,12 @@ class SqliteStore:
 
     async def _sync(self, rev: int) -> None:
         """Until revision `rev` is on the disk."""
-        async with self._disk:
-            if self._synced < rev:
-                newest = self._log.revision
-                await trio.to_thread.run_sync(self._log.sync)
-                self._synced = newest
+        with trio.CancelScope(shield=True):
+            async with self._disk:
+                if self._synced < rev:
+                    newest = self._log.revision
+                    await trio.to_thread.run_sync(self._log.sync)
+                    self._synced = newest
 
     async def _move(self) -> None:
         """A failure costs room, nothing else; it is tried again later."""
@@ -224,19 +238,17 @@ class SqliteStore:
             raise error
 
     def _versioned(self, key: str, head: _Head, kind: type[T]) -> Versioned[T]:
-        known = head.decoded
-        if known is None or type(known.value) is not kind:
-            known = head.decoded = Versioned(
-                key=key, rev=head.rev, value=self._decode(key, head, kind)
-            )
-        return known
+        value = head.value
+        if type(value.decoded) is not kind:
+            value.decoded = self._decode(key, value.encoded, kind)
+        return Versioned(key=key, rev=head.rev, value=value.decoded)
 
-    def _decode(self, key: str, head: _Head, kind: type[T]) -> T:
+    def _decode(self, key: str, encoded: bytes, kind: type[T]) -> T:
         decoder = self._decoders.get(kind)
         if decoder is None:
             decoder = self._decoders[kind] = msgspec.json.Decoder(kind)
         try:
-            value: T = decoder.decode(head.value)
+            value: T = decoder.decode(encoded)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise StoreError(f"{self._log.path}: {key} is no {kind.__name__}: {error}") from error
         return value
@@ -269,12 +281,16 @@ class SqliteStore:
         return found
 
 
-def _entries(put: Mapping[str, msgspec.Struct], delete: Collection[str]) -> dict[str, bytes | None]:
-    entries: dict[str, bytes | None] = {_checked(key): None for key in delete}
+def _entries(
+    put: Mapping[str, msgspec.Struct], delete: Collection[str]
+) -> dict[str, _Value | None]:
+    entries: dict[str, _Value | None] = {_checked(key): None for key in delete}
     for key, value in put.items():
         if key in entries:
             raise ValueError(f"{key} is both written and deleted")
-        entries[_checked(key)] = msgspec.json.encode(value)
+        # One that can be changed later is no answer to who reads the key.
+        same = value if value.__struct_config__.frozen else None
+        entries[_checked(key)] = _Value(msgspec.json.encode(value), same)
     return entries
 
 
@@ -286,6 +302,7 @@ class _Batch:
     ) -> None:
         self.has_posted = has_posted
         self.changes: list[Change] = []
+        self.values: list[_Value | None] = []
         self.prevs: list[int] = []
         """The revisions that the changes replace."""
         self._revision = revision
@@ -300,13 +317,15 @@ class _Batch:
             if (found := self._rev(key)) != expected:
                 raise Conflict(key, expected, found)
 
-    def add(self, entries: Mapping[str, bytes | None]) -> None:
+    def add(self, entries: Mapping[str, _Value | None]) -> None:
         """One transaction; what changes nothing is none. None as a value removes the key."""
         changed = sorted(k for k, value in entries.items() if value is not None or self._rev(k))
         self._revision += bool(changed)
         for key in changed:
             value = entries[key]
-            self.changes.append(Change(rev=self._revision, key=key, value=value, at=self._at))
+            encoded = value.encoded if value is not None else None
+            self.changes.append(Change(rev=self._revision, key=key, value=encoded, at=self._at))
+            self.values.append(value)
             self.prevs.append(self._rev(key))
             self._revs[key] = self._revision if value is not None else 0
 
@@ -318,15 +337,21 @@ class _Batch:
         return rev
 
 
-class _Head:
-    """The newest value of a key, and what it was last read as."""
+class _Value:
+    """What a key was given, and what that was last read as."""
 
-    __slots__ = ("decoded", "rev", "value")
+    __slots__ = ("decoded", "encoded")
 
-    def __init__(self, rev: int, value: bytes) -> None:
-        self.rev = rev
-        self.value = value
-        self.decoded: Versioned[Any] | None = None
+    def __init__(self, encoded: bytes, decoded: msgspec.Struct | None = None) -> None:
+        self.encoded = encoded
+        self.decoded: Any = decoded
+
+
+class _Head(NamedTuple):
+    """The newest value of a key."""
+
+    rev: int
+    value: _Value
 
 
 def _checked(key: str) -> str:

@@ -128,7 +128,7 @@ async def let_it_restart(agent: Agent, task: str) -> None:
     if supervisor is not None and read_exit(first) is None:  # else it was told already
         supervisor.record.note("app", started_at=time.time() - 3600)
         supervisor.record.save()
-        await supervisor.record.settle()
+        supervisor.record.settle()
         if read_exit(first) is None:  # else what is told is the second start
             with contextlib.suppress(InvalidParameterException):
                 await agent.tasks.kill(task, signal.SIGUSR1)

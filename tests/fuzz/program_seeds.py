@@ -30,11 +30,13 @@ PLACE: Final = Place(
     cgroup=0,
     tasks_files=(0, 0),
     root=0,
+    layers=(0, 0),
     volumes=(VolumeMount(descriptor=0, path="/data", read_only=True),),
     hostname="0123456789ab",
     hosts="127.0.0.1 localhost\n",
     resolv_conf="",
     region="us-east-1",
+    is_durable=True,
 )
 FIELDS: Final[dict[str, Field]] = {"u": 1, "U": 2, "s": "text", "b": b"\0\1\2\3", "l": ["a=b", ""]}
 
