@@ -133,7 +133,8 @@ void default_signals(void) {
 /* Nothing of the agent's or the keeper's ways is left. */
 static void become_ordinary(void) {
     const struct sched_param priority = {0};
-    default_signals();
+    signal(SIGPIPE, SIG_DFL); /* all that the keeper ignores */
+    signal(SIGXFSZ, SIG_DFL);
     umask(022);
     syscall(SYS_sched_setscheduler, 0, SCHED_OTHER, &priority); /* musl has only a stub */
     setpriority(PRIO_PROCESS, 0, 0);

@@ -70,7 +70,7 @@ static int open_next(const struct child *c, int parent, const char *name, const 
 /* mkdir -p inside the root, one name after another; returns the last directory, opened. */
 static int open_directories(const struct child *c, const char *path, size_t length) {
     char part[PATH_MAX];
-    int parent = open_in_root(c, ".", O_PATH | O_DIRECTORY);
+    int parent = fcntl(c->root, F_DUPFD_CLOEXEC, 0);
     if (length >= sizeof part)
         return errno = ENAMETOOLONG, close_keeping_errno(parent, -1);
     for (size_t begin = 0, end; parent >= 0 && begin < length; begin = end + 1) {

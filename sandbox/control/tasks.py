@@ -92,15 +92,31 @@ class Tasks:
         `streams` is keyed by container name. `progress(what, done, total)` is called while the
         images are pulled, in bytes. Raises ClientException, InvalidParameterException, ApiError.
         """
+        given = streams or {}
         try:
             definition, version = self._accept(request)
-            for given in (streams or {}).values():
-                _check_streams(given)
-            slot = await self._take_slot(definition)
+            for each in given.values():
+                _check_streams(each)
+            with self._counted(definition):
+                slot = await self._node.slots.take()
+                row = await self._write(request, owner, definition, version, slot)
+                handover = Handover(slot=slot, streams=given, progress=progress)
+                self._supervisors.begin(row.id, handover)
         except BaseException:
-            for given in (streams or {}).values():
-                close_streams(given)
+            for each in given.values():
+                close_streams(each)
             raise
+        return self._view(row, rows.not_yet_known(row))
+
+    async def _write(
+        self,
+        request: RunRequest,
+        owner: str | None,
+        definition: TaskDefinition,
+        version: str,
+        slot: Slot,
+    ) -> TaskDesired:
+        """The desired row, durable; without one nobody else would give the id range back."""
         row = TaskDesired(
             id=names.task_id(os.urandom(16)),
             cluster=request.cluster,
@@ -115,10 +131,6 @@ class Tasks:
             remove=request.remove,
             started_by=request.started_by,
         )
-        handover = Handover(
-            slot=slot, definition=definition, streams=streams or {}, progress=progress
-        )
-        self._supervisors.hand_over(row.id, handover)
         self._node.failpoints.reach("accept.do")
         try:
             # A task with an owner does not outlive it, nor a power cut: no need to wait for a disk.
@@ -128,10 +140,11 @@ class Tasks:
                 durable=owner is None,
             )
         except BaseException:
-            self._supervisors.take_back(row.id)
+            slot.close()
+            self._node.ranges.release(slot.id_base)
             raise
         self._node.failpoints.reach("accept.done")
-        return self._view(row, rows.not_yet_known(row))
+        return row
 
     def _accept(self, request: RunRequest) -> tuple[TaskDefinition, str]:
         version = fargate.resolve_platform_version(request.platform_version)
@@ -149,11 +162,12 @@ class Tasks:
         self.capacity.check(definition, [*self._supervisors.definitions(), *self._accepting])
         return definition, version
 
-    async def _take_slot(self, definition: TaskDefinition) -> Slot:
-        """Meanwhile the task counts already: others ask for the same room."""
+    @contextlib.contextmanager
+    def _counted(self, definition: TaskDefinition) -> Iterator[None]:
+        """Until it has begun the task counts here: others ask for the same room."""
         self._accepting.append(definition)
         try:
-            return await self._node.slots.take()
+            yield
         finally:
             self._accepting.remove(definition)
 

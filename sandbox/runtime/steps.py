@@ -190,11 +190,11 @@ async def _remove_cgroup(scene: Scene) -> None:
 async def _remove(cgroup: Cgroup | None, containers: Sequence[str] = ()) -> None:
     if cgroup is None:
         return
-    if cgroup.populated():
-        cgroup.kill()
-        await cgroup.wait_empty(_KILL_TIMEOUT_S)
+    if not cgroup.populated():
+        return cgroup.remove_empty(containers)
+    cgroup.kill()
+    await cgroup.wait_empty(_KILL_TIMEOUT_S)
     cgroup.remove(containers)
-    cgroup.close()
 
 
 # network -----------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from sandbox.model import names
 from sandbox.model.request import Streams
 from sandbox.model.task import Status, StopCode, TaskDefinition, TaskDesired, TaskKnown
 from sandbox.runtime import ordering, steps
-from sandbox.runtime.containers import Containers
+from sandbox.runtime.containers import Containers, close_streams
 from sandbox.runtime.node import Node
 from sandbox.runtime.ordering import EndCause
 from sandbox.runtime.record import Record
@@ -45,9 +45,14 @@ class Handover(msgspec.Struct, kw_only=True):
     """What control gives to the supervisor of a task that it accepted, and no store can keep."""
 
     slot: Slot
-    definition: TaskDefinition
     streams: dict[str, Streams] = msgspec.field(default_factory=dict)
     progress: Callable[[str, int, int | None], None] | None = None
+
+    def drop(self) -> None:
+        """Nobody takes it; the id range stays claimed."""
+        self.slot.close()
+        for streams in self.streams.values():
+            close_streams(streams)
 
 
 class Supervisor:

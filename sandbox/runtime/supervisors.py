@@ -1,7 +1,8 @@
 """All supervisors: one for each task that is not STOPPED, started by what the store says.
 
     recover   at start: a supervisor for every task of the store, and what no task claims is swept
-    serve     then, for each new desired row, a supervisor; for each moved one, a word to it
+    begin     a supervisor for a task that control has accepted
+    serve     then, for each desired row that moved, a word to its supervisor
 
 A supervisor that raises is logged, its rows are read again, and it is started again with back-off;
 after `_ATTEMPTS` the task is given up and undone. One task's failure never touches another's. Only
@@ -18,7 +19,6 @@ import trio
 from sandbox.errors import SandboxError, StoreError
 from sandbox.kernel.trees import remove_tree
 from sandbox.model.task import Status, TaskDefinition, TaskDesired, TaskKnown
-from sandbox.runtime.containers import close_streams
 from sandbox.runtime.node import Node
 from sandbox.runtime.supervisor import Handover, Supervisor
 from sandbox.store import rows
@@ -31,31 +31,22 @@ class Supervisors:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._live: dict[str, Supervisor] = {}
-        self._handovers: dict[str, Handover] = {}
         self._nursery: trio.Nursery | None = None
 
-    def hand_over(self, task: str, handover: Handover) -> None:
-        """Before the desired row is written; `take_back` when writing it failed."""
-        self._handovers[task] = handover
-
-    def take_back(self, task: str, *, is_written: bool = False) -> None:
-        """Without a row nobody else would give the id range back."""
-        handover = self._handovers.pop(task, None)
-        if handover is not None:
-            handover.slot.close()
-            if not is_written:
-                self._node.ranges.release(handover.slot.id_base)
-            for streams in handover.streams.values():
-                close_streams(streams)
+    def begin(self, task: str, handover: Handover) -> None:
+        """After the desired row was written; it may have moved since."""
+        if self._nursery is None:  # the agent ends: the next one undoes it
+            handover.drop()
+        else:
+            self._start(self._rows(task)[0], None, handover)
 
     def get(self, task: str) -> Supervisor | None:
         """The supervisor of a task that is not STOPPED."""
         return self._live.get(task)
 
     def definitions(self) -> Collection[TaskDefinition]:
-        """Of the tasks that are not STOPPED, and those that were accepted and have not begun."""
-        accepted = [handover.definition for handover in self._handovers.values()]
-        return [live.definition for live in self._live.values()] + accepted
+        """Of the tasks that have begun and are not STOPPED."""
+        return [live.definition for live in self._live.values()]
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled; ready once everything from before was taken over."""
@@ -68,15 +59,12 @@ class Supervisors:
                     if change.key.endswith("/desired") and change.value is not None:
                         self._desire(self._node.store.value(change, TaskDesired))
         finally:
-            for task in list(self._handovers):  # accepted, and left to the next agent to undo
-                self.take_back(task, is_written=True)
+            self._nursery = None
 
     def _desire(self, desired: TaskDesired) -> None:
         supervisor = self._live.get(desired.id)
         if supervisor is not None:
             supervisor.want(desired)
-        elif desired.id in self._handovers:
-            self._start(desired, None, self._handovers.pop(desired.id))
 
     def _start(
         self, desired: TaskDesired, known: TaskKnown | None, handover: Handover | None

@@ -79,8 +79,8 @@ class Store(Protocol):
     def post(self, put: Mapping[str, msgspec.Struct]) -> None:
         """Write without waiting: as `txn` with durable=False, in order with it, nothing compared.
 
-        For facts that their writer holds anyway. Reads see it soon. Should it fail, the next call
-        of any kind raises that error.
+        For facts that their writer holds anyway. Reads see it; watches, and a kill of the process,
+        may see it a moment later. Should it fail, the next call of any kind raises that error.
         """
 
     def flush(self) -> None:

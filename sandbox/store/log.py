@@ -68,7 +68,7 @@ _SCHEMA = (
 _HEADER_BYTES = 100
 """A database file begins with these; SQLite takes a shorter one for an empty database."""
 _PAGE_BYTES = 4096
-_WAL_PAGES = 1024
+_WAL_PAGES = 4096
 """So many in the WAL are moved into the file."""
 _WAL_MOST = 4 * _WAL_PAGES
 """So many are moved while nobody appends: only when all are moved the WAL begins anew."""

@@ -2,9 +2,9 @@
 
 The heads are kept in memory too: a read is a dictionary's, and decodes a value once. What is
 written is appended in place, in the event loop's thread: that takes less than the way to another
-thread and back. What is only posted goes with the next transaction, or after a moment: one commit
-for all of it. Only who asked for durability waits, for a thread that syncs: one at a time, and each
-sync serves all who asked before it began.
+thread and back. What is only posted goes with the next transaction, with the next read, or after a
+moment: one commit for all of it. Only who asked for durability waits, for a thread that syncs: one
+at a time, and each sync serves all who asked before it began.
 """
 
 from __future__ import annotations
@@ -81,16 +81,16 @@ class SqliteStore:
 
     @property
     def revision(self) -> int:
-        self._check_open()
+        self.flush()
         return self._log.revision
 
     @property
     def compacted(self) -> int:
-        self._check_open()
+        self.flush()
         return self._log.floor
 
     def get(self, key: str, kind: type[T]) -> Versioned[T] | None:
-        self._check_open()
+        self.flush()
         head = self._heads.get(key)
         return self._versioned(key, head, kind) if head is not None else None
 
@@ -105,7 +105,7 @@ class SqliteStore:
         return self._versioned(change.key, head, kind).value
 
     def keys(self, prefix: str) -> Sequence[str]:
-        self._check_open()
+        self.flush()
         span(prefix)  # refuses what is no prefix
         return sorted(key for key in self._heads if key.startswith(prefix))
 
@@ -139,7 +139,8 @@ class SqliteStore:
 
     def flush(self) -> None:
         self._check_open()
-        self._commit(self._batch())
+        if self._posted:
+            self._commit(self._batch())
 
     def watch(self, prefix: str, after: int) -> AsyncIterator[Change]:
         if after > self.revision:

@@ -189,16 +189,17 @@ class StoreSuite:
             with pytest.raises(StoreError, match="a/x is no Name"):
                 store.get("a/x", Name)
 
-    async def test_what_was_posted_is_read_after_a_flush(self, tmp_path: Path) -> None:
+    async def test_what_was_posted_is_read_at_once(self, tmp_path: Path) -> None:
         async with self.opened(tmp_path) as store:
             store.post({"a/x": Number(1)})
             store.post({"a/x": Number(2)})
-            store.flush()
             found = store.get("a/x", Number)
             assert found is not None
             assert (found.rev, found.value) == (2, Number(2))
+            store.post({"a/x": Number(3)})
             store.flush()
-            assert store.revision == 2
+            store.flush()
+            assert store.revision == 3
 
     async def test_a_change_is_read_as_what_it_wrote_then(self, tmp_path: Path) -> None:
         async with self.opened(tmp_path) as store:

@@ -56,11 +56,10 @@ class Branches:
         return tuple(name for name in CONTROLLERS if getattr(self, name).version == 2)
 
     def remove(self, directory: str, below: Iterable[str] = ()) -> None:
-        """From every hierarchy; version 1 has no claim of its own to whether it is in use.
+        """From every hierarchy; nothing may be in it any more.
 
         `below` are directories in it that are probably there: whatever else is, is looked for.
         """
-        self.unified.wait_unpopulated(directory)
         for branch in (*self.legacy, self.unified):
             for name in below:
                 branch.rmdir(name)
@@ -124,6 +123,13 @@ class Cgroup(Members):
         EBUSY, and nothing is touched, when a process stays in it for a quarter second. The version
         2 directory goes last, so that a cgroup that is half removed is still found.
         """
+        self.close()
+        self._branches.unified.wait_unpopulated(self._directory)
+        self.remove_empty(containers)
+
+    def remove_empty(self, containers: Iterable[str] = ()) -> None:
+        """The same for one that is known to hold no process: version 1 has no claim of its own to
+        whether it is in use."""
         self.close()
         below = [directory_of(f"{self.name}/{container}") for container in containers]
         self._branches.remove(self._directory, below)

@@ -116,7 +116,9 @@ class CgroupTree:
 
     def remove(self) -> None:
         """Remove the whole tree. EBUSY, and nothing is touched, when a process stays in it."""
-        self._branches.remove(f"../{os.path.basename(self._branches.unified.path)}")
+        top = f"../{os.path.basename(self._branches.unified.path)}"
+        self._branches.unified.wait_unpopulated(top)
+        self._branches.remove(top)
 
     def close(self) -> None:
         self._branches.close()

@@ -230,8 +230,8 @@ async def test_the_wal_stays_bounded_while_something_is_always_written(tmp_path:
     async with trio.open_nursery() as nursery:
         for writer in range(4):
             nursery.start_soon(write, f"a/{writer}")
-        while store.revision < 6_000:
+        while store.revision < 20_000:
             await trio.sleep(0.01)
         stop.set()
-    assert (tmp_path / "store.db-wal").stat().st_size < 32 << 20
+    assert (tmp_path / "store.db-wal").stat().st_size < 100 << 20
     await store.aclose()
