@@ -1,4 +1,4 @@
-"""The binding of syscalls.c: `sandbox._native`, cffi in API mode, one abi3 file for all Pythons.
+"""The binding of syscalls.c and spawn.c: `sandbox._native`, cffi in API mode, one abi3 file for all Pythons.
 
 API mode lets the compiler fill in every constant and compare every prototype with the kernel's
 headers; nothing here is a number that somebody typed in. setup.py takes `ffi` from this file

@@ -113,6 +113,13 @@ static void add_losses(const struct streams *streams) {
         close(fd);
 }
 
+static void sync_exit(void) {
+    int fd = openat(STATUS_FD, "exit", O_WRONLY | O_CLOEXEC);
+    if (fd >= 0 && fdatasync(fd) == 0)
+        close(fd);
+    fsync(STATUS_FD);
+}
+
 /* The keeper itself cannot work: told like a failed record, with a number that no record has. */
 static _Noreturn void give_up(const char *what) {
     int error = errno;
@@ -336,7 +343,7 @@ static int keep(unsigned descriptors) {
     if (program_find(&program, OP_SYNC)) {
         /* The agent was woken by the report; only now comes what waits for the disk. */
         log_sync(&streams.log);
-        fsync(STATUS_FD);
+        sync_exit();
     }
     return 0;
 }

@@ -124,7 +124,7 @@ int log_append(struct log *log, uint8_t stream, const char *data, uint32_t lengt
 }
 
 void log_end(struct log *log) {
-    if (log->dropped)
+    if (log->dropped && has_room(log, 0))
         tell_dropped(log);
 }
 

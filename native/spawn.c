@@ -72,7 +72,8 @@ static int sys_spawn(struct spawn *s, char *stack, unsigned size) {
     int pid, error;
 
     syscall(SYS_rt_sigprocmask, SIG_BLOCK, &all, &before, 8);
-    pid = clone(spawn_child, stack + size, CLONE_VM | SIGCHLD, s);
+    pid = clone(spawn_child, (void *)((uintptr_t)(stack + size) & ~(uintptr_t)15),
+                CLONE_VM | SIGCHLD, s);
     error = errno;
     syscall(SYS_rt_sigprocmask, SIG_SETMASK, &before, NULL, 8);
     return pid < 0 ? -error : pid;

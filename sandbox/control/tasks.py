@@ -27,6 +27,7 @@ from sandbox.errors import (
     InvalidParameterException,
     NotFound,
     SandboxError,
+    StoreError,
 )
 from sandbox.images import documents, reference
 from sandbox.kernel.slots import Slot
@@ -101,7 +102,8 @@ class Tasks:
                 slot = await self._node.slots.take()
                 row = await self._write(request, owner, definition, version, slot)
                 handover = Handover(slot=slot, streams=given, progress=progress)
-                self._supervisors.begin(row.id, handover)
+                given = {}
+                self._supervisors.begin(row, handover)
         except BaseException:
             for each in given.values():
                 close_streams(each)
@@ -141,7 +143,11 @@ class Tasks:
             )
         except BaseException:
             slot.close()
-            self._node.ranges.release(slot.id_base)
+            with contextlib.suppress(StoreError):
+                # A row that is there, though not on the disk, has the range: the next agent gives
+                # it back.
+                if rows.desired(self._node.store, row.id) is None:
+                    self._node.ranges.release(slot.id_base)
             raise
         self._node.failpoints.reach("accept.done")
         return row

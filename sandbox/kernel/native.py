@@ -1,4 +1,5 @@
-"""The system calls that Python's library lacks, one function each; the only door to `_native`.
+"""The system calls that Python's library lacks, one function each, and a child that is started
+without waiting for it; the only door to `_native`.
 
 A function returns what the call returns or raises KernelError(call, subject, errno); the subject
 is the path, or what the descriptor was opened on, so that a message names the object. Every

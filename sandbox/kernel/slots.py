@@ -78,7 +78,7 @@ async def make(
         with ours:
             with theirs:
                 arguments = [str(program), *map(str, ranges), *_present(sysctls)]
-                child = native.Spawned(str(program), arguments, [theirs.fileno()])
+                child = _spawn(program, arguments, theirs.fileno())
             try:
                 ours.setblocking(False)
                 while (slot := await _receive(ours)) is not None:
@@ -92,6 +92,11 @@ async def make(
             raise KernelError("slot", f"ended after {len(slots)} of {len(ranges)}", errno.ECHILD)
         undo.pop_all()
     return slots
+
+
+@trio.lowlevel.enable_ki_protection  # or a Ctrl-C could leave a child that nobody knows
+def _spawn(program: Path, arguments: Sequence[str], fd: int) -> native.Spawned:
+    return native.Spawned(str(program), arguments, [fd])
 
 
 def _present(sysctls: Sequence[str]) -> list[str]:

@@ -37,7 +37,7 @@ _START_S: Final = 31.0
 """A keeper gives its start up after 30 s by itself."""
 _LOOK_S: Final = 0.002
 _DRAIN_S: Final = 10.0
-"""How long a keeper that was told to forget its clients may take to sync its log."""
+"""How long a keeper that was told to forget its clients may take to write the rest of its log."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +199,7 @@ class Keeper:
         )
 
     async def wait_gone(self) -> None:
-        """Until all output was passed on and synced, and the keeper has left."""
+        """Until all output was passed on and logged, and the keeper has left."""
         if self._process is None or self._is_gone:
             return
         await trio.lowlevel.wait_readable(self._process)
@@ -271,7 +271,11 @@ async def start(
             identity = KeeperIdentity(
                 pid=pid, start_time=start_time(pid) or 0, init_pid=value, init_start_time=started
             )
-            process = os.pidfd_open(pid)  # our own child: nobody else has that number yet
+            try:
+                process = os.pidfd_open(pid)  # our own child: nobody else has that number yet
+            except OSError as error:
+                os.close(report)
+                raise _kernel("pidfd_open", pid, error) from None
             return Keeper(status_dir, identity, process, report, at_ns / 1e9)
         os.close(report)
         await _reap(pid)
@@ -281,6 +285,7 @@ async def start(
     raise StartFailed(failure, is_exec=False)
 
 
+@trio.lowlevel.enable_ki_protection  # or a Ctrl-C could leave a child that nobody knows
 def _launch(program: Program, binary: Path, status_dir: Path) -> tuple[native.Spawned, int]:
     opened: list[int] = []
     try:
@@ -297,7 +302,7 @@ def _launch(program: Program, binary: Path, status_dir: Path) -> tuple[native.Sp
             os.close(report)
             raise
     except OSError as error:
-        raise _kernel("mkdir", status_dir, error) from None
+        raise _kernel("keeper", status_dir, error) from None
     finally:
         for fd in opened:
             os.close(fd)

@@ -29,10 +29,11 @@ async def start(
     """Raises StartFailed, KernelError, and InvalidParameterException for files of the client's that
     cannot be placed. The container's root is used up, whatever happens."""
     made, node = scene.containers[definition.name], scene.node
-    with ExitStack() as lent:
+    with ExitStack() as lent, ExitStack() as released:
         root, *layers = made.take_root()  # steps.make_root comes before every start
-        for fd in (root, *layers):
-            lent.callback(os.close, fd)
+        lent.callback(os.close, root)
+        for fd in layers:
+            released.callback(os.close, fd)
         volumes = _volumes(scene, definition, lent)
         if streams is not None and streams.files is not None:
             place = working_directory(definition, made.image.config)
@@ -47,11 +48,13 @@ async def start(
             streams=streams,
         )
         directory = scene.container_dir(definition.name) / f"run.{attempt}"
+
+        def spawned() -> None:
+            released.close()  # the keeper has them too: who closes last has to wait
+            node.failpoints.reach("keeper.spawned")
+
         return await keepers.start(
-            program,
-            binary=node.keeper,
-            status_dir=directory,
-            spawned=lambda: node.failpoints.reach("keeper.spawned"),
+            program, binary=node.keeper, status_dir=directory, spawned=spawned
         )
 
 

@@ -72,6 +72,11 @@ class ContainerScene:
             self.cgroup.close()
         self.cgroup = None
 
+    def release_layers(self) -> None:
+        for fd in self.layers:
+            os.close(fd)
+        self.layers = ()
+
     def take_root(self) -> tuple[int, ...]:
         """The root, if there is one, and its layers; the caller closes them."""
         taken = (self.root, *self.layers) if self.root is not None else ()
@@ -305,6 +310,8 @@ async def make_root(scene: Scene, definition: ContainerDefinition) -> None:
         scene.task.id_base,
     )
     made.root, made.layers = root.mount_fd, root.layers
+    if definition.depends_on:
+        made.release_layers()  # it may wait for long, with as many descriptors as layers
     made.user = _identity(scene, definition, made.image, root)
     for mount in definition.mount_points:
         await _fill_volume(scene, mount, root.mount_fd)

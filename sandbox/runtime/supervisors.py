@@ -33,12 +33,17 @@ class Supervisors:
         self._live: dict[str, Supervisor] = {}
         self._nursery: trio.Nursery | None = None
 
-    def begin(self, task: str, handover: Handover) -> None:
-        """After the desired row was written; it may have moved since."""
+    def begin(self, desired: TaskDesired, handover: Handover) -> None:
+        """After that row was written; it may have moved since. The handover is taken always.
+
+        What the store may raise is raised after the task has begun: it has a row.
+        """
         if self._nursery is None:  # the agent ends: the next one undoes it
-            handover.drop()
-        else:
-            self._start(self._rows(task)[0], None, handover)
+            return handover.drop()
+        try:
+            desired, _ = self._rows(desired.id)
+        finally:
+            self._start(desired, None, handover)
 
     def get(self, task: str) -> Supervisor | None:
         """The supervisor of a task that is not STOPPED."""
@@ -50,16 +55,16 @@ class Supervisors:
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled; ready once everything from before was taken over."""
-        try:
-            async with trio.open_nursery() as self._nursery:
+        async with trio.open_nursery() as self._nursery:
+            try:
                 after = self._node.store.revision
                 await self._recover()
                 task_status.started()
                 async for change in self._node.store.watch(rows.TASKS, after):
                     if change.key.endswith("/desired") and change.value is not None:
                         self._desire(self._node.store.value(change, TaskDesired))
-        finally:
-            self._nursery = None
+            finally:
+                self._nursery = None
 
     def _desire(self, desired: TaskDesired) -> None:
         supervisor = self._live.get(desired.id)

@@ -37,7 +37,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Store(Protocol):
-    """Reads are synchronous and cheap (microseconds) and see every acknowledged write."""
+    """Reads are synchronous and cheap (microseconds) and see every write; what was only posted is
+    written by the first of them, which may raise what writing it raises."""
 
     @property
     def revision(self) -> int:

@@ -1,9 +1,9 @@
 """The log itself: one SQLite file with a table of revisions and one of heads, in WAL mode.
 
 Everything that SQLite does is done here, and nothing else; no event loop is known here. An append
-is a write into the page cache (70 us) and never waits for a disk: `synchronous` is NORMAL. What
-waits is apart, for a thread: `sync` makes all that was appended durable, `checkpoint` moves the WAL
-into the file.
+is a write into the page cache (70 us): `synchronous` is NORMAL, and SQLite syncs only the header of
+a WAL that begins anew, once in some thousand appends. What waits for a disk is apart, for a thread:
+`sync` makes all that was appended durable, `checkpoint` moves the WAL into the file.
 
 The log is cut at a number of revisions and at a number of bytes, a little at a time. Pages that are
 free beyond a quarter of the file go back to the file system.
@@ -67,6 +67,8 @@ _SCHEMA = (
 
 _HEADER_BYTES = 100
 """A database file begins with these; SQLite takes a shorter one for an empty database."""
+_PATIENCE_S = 0.25
+"""How long somebody else's tool may hold the file: the event loop waits meanwhile."""
 _PAGE_BYTES = 4096
 _WAL_PAGES = 4096
 """So many in the WAL are moved into the file."""
@@ -155,8 +157,9 @@ class Log:
         self._keep_bytes = keep_bytes
         self.clock = clock
         self._broken: str | None = None
-        self._is_in_directory = False
-        """The WAL's name is on disk too."""
+        self._wal: int | None = None
+        """The WAL, open since the first sync: an error that the kernel has told to one descriptor
+        is not told to another that is opened later."""
         self._unmoved = 0
         """Pages that went into the WAL since it was last moved into the file, about."""
         self.floor: int = db.execute("SELECT rev FROM compacted").fetchone()[0]
@@ -201,6 +204,8 @@ class Log:
 
     def close(self) -> None:
         """The last connection to close moves the WAL into the file and removes it."""
+        if self._wal is not None:
+            os.close(self._wal)
         with _explained(self.path):
             self._db.close()
 
@@ -262,10 +267,10 @@ class Log:
         """
         self._check_whole()
         try:
-            _sync(self.path.with_name(f"{self.path.name}-wal"))
-            if not self._is_in_directory:
-                _sync(self.path.parent)
-                self._is_in_directory = True
+            if self._wal is None:
+                self._wal = os.open(_wal(self.path), os.O_RDONLY | os.O_CLOEXEC)
+                _sync_directory(self.path.parent)
+            os.fdatasync(self._wal)
         except OSError as error:
             # The kernel may call the pages clean now: the next sync would be no proof.
             self._broken = f"{self.path}: sync: {error.strerror}"
@@ -279,9 +284,14 @@ class Log:
         """Move the WAL into the file. In a thread of its own: it waits for the disk, and whoever
         appends meanwhile does not wait for it. False when the WAL is too long all the same, because
         something was always appended: then it is to be called once more, while nothing is."""
+        self._check_whole()
         self._unmoved = 0
-        with _explained(self.path), closing(_connect(self.path)) as db:
-            pages: int = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1]
+        try:
+            with _explained(self.path), closing(_connect(self.path)) as db:
+                pages: int = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1]
+        except StoreError as error:
+            self._note_breach(error)
+            raise
         return pages < _WAL_MOST
 
     # Forgetting ------------------------------------------------------------------------------
@@ -353,19 +363,29 @@ class Log:
                 yield
                 self._db.execute("COMMIT")
         except BaseException as error:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            # After a failed write or fsync the kernel may drop dirty pages and call them clean:
-            # a later commit that builds on them could be acknowledged and still be lost.
-            if _code(error.__cause__) in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT):
-                self._broken = str(error)
+            self._note_breach(error)
+            try:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+            except sqlite3.Error as failure:
+                self._broken = f"{self.path}: rollback: {failure}"
             raise
 
+    def _note_breach(self, error: BaseException) -> None:
+        """After a failed write or fsync the kernel may drop dirty pages and call them clean: a
+        later commit that builds on them could be acknowledged and still be lost."""
+        if _code(error.__cause__) in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT):
+            self._broken = str(error)
 
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+def _wal(path: Path) -> Path:
+    return path.with_name(f"{path.name}-wal")
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fdatasync(fd)
+        os.fsync(fd)
     finally:
         os.close(fd)
 
@@ -376,13 +396,14 @@ def _connect(path: Path) -> sqlite3.Connection:
         f"{path.absolute().as_uri()}?mode=rw",
         uri=True,
         isolation_level=None,
+        timeout=_PATIENCE_S,
         check_same_thread=False,
     )
 
 
 def _create(path: Path) -> None:
     """Make an empty store beside `path` and rename it: a file at `path` was complete once."""
-    wal = path.with_name(f"{path.name}-wal")
+    wal = _wal(path)
     if wal.exists():
         raise StoreError(f"{path} is missing but {wal} is there: restore it, or remove both")
     new = path.with_name(f"{path.name}.new")
@@ -400,11 +421,7 @@ def _create(path: Path) -> None:
             finally:
                 db.close()
         new.rename(path)
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        _sync_directory(path.parent)
     except OSError as error:
         if error.errno in _NO_ROOM:
             raise DiskFull(_full(path)) from error

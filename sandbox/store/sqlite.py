@@ -54,6 +54,8 @@ class SqliteStore:
         """The newest revision of which something is no longer in `_recent`."""
         self._disk = trio.Lock()
         """Of the one that waits for the disk."""
+        self._thread = trio.CapacityLimiter(1)
+        """In which it waits: whatever else has threads, this one is free."""
         self._synced = 0
         self._is_moving = False
         """The WAL is being moved into the file, or is about to be."""
@@ -134,8 +136,8 @@ class SqliteStore:
         self._check_open()
         self._posted.append(_entries(put, ()))
         if not self._is_lingering:
-            self._is_lingering = True
             trio.lowlevel.spawn_system_task(self._write_posted)
+            self._is_lingering = True
 
     def flush(self) -> None:
         self._check_open()
@@ -156,15 +158,16 @@ class SqliteStore:
             self._check_open()
 
     async def aclose(self) -> None:
-        if not self._is_closed:
-            try:
-                self._commit(self._batch())
-            finally:
-                self._is_closed = True
-                self._sleepers.wake_all()
-                with trio.CancelScope(shield=True):
-                    async with self._disk:
-                        await trio.to_thread.run_sync(self._log.close)
+        with trio.CancelScope(shield=True):
+            async with self._disk:
+                if self._is_closed:
+                    return
+                try:
+                    self.flush()
+                finally:
+                    self._is_closed = True
+                    self._sleepers.wake_all()
+                    await trio.to_thread.run_sync(self._log.close, limiter=self._thread)
 
     # Writing ---------------------------------------------------------------------------------
 
@@ -185,6 +188,7 @@ class SqliteStore:
         self._posted.clear()
         return batch
 
+    @trio.lowlevel.enable_ki_protection  # what the file has, the heads must have
     def _commit(self, batch: _Batch) -> None:
         """Write it, and tell the heads and the watches of it."""
         if not batch.changes:
@@ -193,7 +197,7 @@ class SqliteStore:
             self._log.append(batch.changes, batch.prevs)
         except StoreError as error:
             if batch.has_posted:
-                self._unheard = error
+                self._unheard = StoreError(str(error))
             raise
         for change, value in zip(batch.changes, batch.values, strict=True):
             if len(self._recent) == _RECENT:
@@ -207,8 +211,8 @@ class SqliteStore:
             self._sleepers.changed(list(changes))
         self._log.trim()
         if self._log.wants_checkpoint and not self._is_moving:
-            self._is_moving = True
             trio.lowlevel.spawn_system_task(self._move)
+            self._is_moving = True
 
     async def _sync(self, rev: int) -> None:
         """Until revision `rev` is on the disk."""
@@ -216,15 +220,18 @@ class SqliteStore:
             async with self._disk:
                 if self._synced < rev:
                     newest = self._log.revision
-                    await trio.to_thread.run_sync(self._log.sync)
+                    await trio.to_thread.run_sync(self._log.sync, limiter=self._thread)
                     self._synced = newest
 
     async def _move(self) -> None:
-        """A failure costs room, nothing else; it is tried again later."""
+        """A failure costs room and is tried again later; a damage is told to who writes next."""
         try:
-            with suppress(StoreError):
+            with suppress(StoreError, RuntimeError):  # the latter: no thread can be had
                 async with self._disk:
-                    if not await trio.to_thread.run_sync(self._log.checkpoint):
+                    if self._is_closed:
+                        return
+                    done = await trio.to_thread.run_sync(self._log.checkpoint, limiter=self._thread)
+                    if not done:
                         self._log.checkpoint()
         finally:
             self._is_moving = False

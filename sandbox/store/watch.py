@@ -98,10 +98,9 @@ class Watch(AsyncIterator[Change]):
         harm if it is compacted.
         """
         rev = changes[0].rev
-        if rev > self._cursor[0]:  # else it was read, after the commit and before this word of it
-            self._page.extend(changes)
-            self._cursor = (rev, LAST_KEY)
-            self.wake()
+        self._page.extend(changes)
+        self._cursor = (rev, LAST_KEY)
+        self.wake()
 
 
 def span(prefix: str) -> tuple[str, str]:

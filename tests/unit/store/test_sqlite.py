@@ -6,6 +6,7 @@ import errno
 import os
 import sqlite3
 import stat
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -196,6 +197,24 @@ async def test_who_waits_for_the_disk_together_waits_for_few_syncs(
     await store.txn({"a": Number(1)}, durable=False)
     assert 1 <= len(synced) <= 2
     await store.aclose()
+
+
+@pytest.mark.trio
+async def test_threads_that_others_keep_busy_hold_up_no_write(tmp_path: Path) -> None:
+    store = SqliteStore.open(tmp_path / "store.db")
+    stalled = threading.Event()
+    limiter = trio.to_thread.current_default_thread_limiter()
+    async with trio.open_nursery() as nursery:
+        for _ in range(int(limiter.total_tokens)):
+            nursery.start_soon(trio.to_thread.run_sync, stalled.wait)
+        while limiter.available_tokens:
+            await trio.sleep(0.001)
+        try:
+            with trio.fail_after(5):
+                await store.txn({"a": Number(1)})
+                await store.aclose()
+        finally:
+            stalled.set()
 
 
 @pytest.mark.trio
