@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Final
 
 from sandbox.errors import TaskFailed
@@ -355,11 +355,19 @@ def _confine(
     program: Program, definition: ContainerDefinition, user: Identity, limits: LimitChoice
 ) -> None:
     asked = definition.linux_parameters.capabilities
-    for number, soft, hard in limits.limits:
-        program.add("RLIMIT", number, soft, hard, about=f"limit {number} {soft} {hard}")
+    program.extend(_limited(limits))
     program.add("SECCOMP", seccomp.filter(ptrace="SYS_PTRACE" in asked.add), about="")
     program.add("CAPABILITIES", capabilities.effective_set(asked.add, asked.drop))
     program.add("USER", user.uid, user.gid, groups(user.groups), about=f"{user.uid}:{user.gid}")
+
+
+@lru_cache(maxsize=64)
+def _limited(limits: LimitChoice) -> Program:
+    """Most containers have the same."""
+    program = Program()
+    for number, soft, hard in limits.limits:
+        program.add("RLIMIT", number, soft, hard, about=f"limit {number} {soft} {hard}")
+    return program
 
 
 def _exec(program: Program, words: Sequence[str], variables: Mapping[str, str]) -> None:

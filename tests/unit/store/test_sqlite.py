@@ -206,7 +206,7 @@ async def test_threads_that_others_keep_busy_hold_up_no_write(tmp_path: Path) ->
     limiter = trio.to_thread.current_default_thread_limiter()
     async with trio.open_nursery() as nursery:
         for _ in range(int(limiter.total_tokens)):
-            nursery.start_soon(trio.to_thread.run_sync, stalled.wait)
+            nursery.start_soon(partial(trio.to_thread.run_sync, stalled.wait))
         while limiter.available_tokens:
             await trio.sleep(0.001)
         try:
