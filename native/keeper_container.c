@@ -118,9 +118,11 @@ static int become(const struct child *c, const struct record *r) {
     return set_capabilities(uid || !capabilities ? 0 : capabilities->n[0]);
 }
 
+/* As Docker does: a container's first process has its directory made, a later one must find it. */
 static int go_to(const struct child *c, const char *path) {
     char where[PATH_MAX];
-    if (chdir(path) && (make_directories(c, path) || chdir(path)))
+    int may_make = !program_find(c->program, OP_JOIN);
+    if (chdir(path) && (!may_make || make_directories(c, path) || chdir(path)))
         return -1;
     /* A directory that is not below the root has no absolute name. */
     if (!getcwd(where, sizeof where))

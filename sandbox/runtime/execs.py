@@ -117,6 +117,9 @@ class Target:
         if not error.is_exec:
             if await self._keeper.ends_within(_ENDING_S):
                 return self._not_running()
+            if error.call == "workdir":
+                text = f'exec: working directory "{error.subject}": {os.strerror(error.errno)}'
+                return TaskFailed(text, 126)
             return KernelError(error.call, error.subject, error.errno)
         if error.errno == 2:
             return TaskFailed(f'exec: "{command}": executable file not found in $PATH', 127)

@@ -139,6 +139,18 @@ async def test_a_relative_working_directory_is_refused_as_in_a_definition(
     await killed(agent, task)
 
 
+async def test_a_working_directory_that_is_not_there_is_named_and_not_made(
+    agent: Agent, tiny: str
+) -> None:
+    task = await started(agent, app(tiny))
+    told = 'exec: working directory "/missing": No such file or directory'
+    with pytest.raises(TaskFailed, match=told) as caught:
+        await execute_alone(agent, task, "true", working_directory="/missing")
+    assert caught.value.exit_code == 126
+    assert (await execute(agent, task, "ls", "-d", "/missing"))[0] != 0
+    await killed(agent, task)
+
+
 async def test_a_user_that_is_not_there_is_named(agent: Agent, tiny: str) -> None:
     task = await started(agent, app(tiny))
     with pytest.raises(Exception, match="unable to find user 'nobody-here'"):
