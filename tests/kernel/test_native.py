@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -112,3 +114,37 @@ def test_a_call_that_waits_does_not_hold_up_other_threads(tmp_path: Path) -> Non
     assert opened
     os.close(writer)
     os.close(opened[0])
+
+
+TELL = """
+import os
+for fd in (3, 4, 5):
+    os.write(fd, b"%d" % fd)
+held = [os.readlink(f"/proc/self/fd/{fd}") for fd in range(3)]
+others = [fd for fd in range(6, 64) if os.path.exists(f"/proc/self/fd/{fd}")]
+status = open("/proc/self/status").read().split()
+blocked = status[status.index("SigBlk:") + 1]
+environment = open("/proc/self/environ").read()
+os.write(5, f" {held} {others} {blocked} [{environment}]".encode())
+"""
+
+
+def test_a_program_begins_with_what_it_was_given_and_nothing_else() -> None:
+    """Each descriptor stands where another shall be: in a process where 3, 4 and 5 are free."""
+    script = (
+        "import os, sys; from sandbox.kernel import native; os.closerange(3, 64);"
+        "fds = [os.memfd_create(name) for name in 'abc']; assert fds == [3, 4, 5];"
+        "python = sys.executable;"
+        "child = native.Spawned(python, [python, '-IS', '-c', sys.argv[1]], [5, 3, 4]);"
+        "assert os.waitpid(child.pid, 0)[1] == 0;"
+        "print([os.pread(fd, 1000, 0).decode() for fd in fds])"
+    )
+    command = [sys.executable, "-c", script, TELL]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == repr(["4", f"5 {['/dev/null'] * 3} [] fffffffffffbfeff []", "3"]) + "\n"
+
+
+def test_why_a_program_did_not_begin_is_known(tmp_path: Path) -> None:
+    child = native.Spawned(str(tmp_path / "none"), ["none"], [])
+    assert os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1]) == 127
+    assert child.errno == errno.ENOENT
