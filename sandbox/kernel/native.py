@@ -19,7 +19,7 @@ import errno
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from sandbox._native import ffi, lib
 from sandbox.errors import KernelError
@@ -229,8 +229,13 @@ def bpf_attach_cgroup_device(cgroup_fd: int, prog_fd: int) -> None:
 
 
 class Spawned:
-    """A child that may not have begun its program yet, and the memory that it needs until then:
-    to be kept until the program has given a sign of life, or the child has been waited for."""
+    """A child that may not have begun its program yet, and the memory that it needs until then.
+
+    `settle` lets go of that memory: once the program has given a sign of life, or the child has
+    been waited for. Without it the memory stays, whatever exceptions fly.
+    """
+
+    _unsettled: ClassVar[set[Spawned]] = set()
 
     def __init__(self, path: Path, arguments: Sequence[str], descriptors: Sequence[int]) -> None:
         """`descriptors` become 3, 4, ... of the program; see native/spawn.c for all else."""
@@ -245,8 +250,14 @@ class Spawned:
         self._spawn = ffi.new("struct spawn *")
         self._spawn.path, _, self._spawn.argv, self._spawn.fds = self._parts
         self._spawn.count = len(descriptors)
+        self._unsettled.add(self)
         answer = lib.sys_spawn(self._spawn, self._stack, _STACK)
+        if answer < 0:
+            self.settle()
         self.pid = _checked("clone", os.fsdecode(path), answer)
+
+    def settle(self) -> None:
+        self._unsettled.discard(self)
 
     @property
     def errno(self) -> int:

@@ -86,6 +86,7 @@ async def make(
             finally:
                 # At the end of the stream it is already gone, or a moment from it.
                 _end(child.pid)
+                child.settle()
         if child.errno:
             raise KernelError("execve", str(program), child.errno)
         if len(slots) != len(ranges):

@@ -267,6 +267,7 @@ async def start(
         pid = child.pid
         spawned()
         kind, record, value, started, at_ns = await _first_report(report)
+        child.settle()
         if kind == _STARTED:
             identity = KeeperIdentity(
                 pid=pid, start_time=start_time(pid) or 0, init_pid=value, init_start_time=started

@@ -148,3 +148,4 @@ def test_why_a_program_did_not_begin_is_known(tmp_path: Path) -> None:
     child = native.Spawned(str(tmp_path / "none"), ["none"], [])
     assert os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1]) == 127
     assert child.errno == errno.ENOENT
+    child.settle()
