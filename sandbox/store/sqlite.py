@@ -168,6 +168,7 @@ class SqliteStore:
                     self._is_closed = True
                     self._sleepers.wake_all()
                     await trio.to_thread.run_sync(self._log.close, limiter=self._thread)
+                self._synced = self._log.revision  # the WAL was moved, and synced for that
 
     # Writing ---------------------------------------------------------------------------------
 
@@ -219,6 +220,7 @@ class SqliteStore:
         with trio.CancelScope(shield=True):
             async with self._disk:
                 if self._synced < rev:
+                    self._check_open()
                     newest = self._log.revision
                     await trio.to_thread.run_sync(self._log.sync, limiter=self._thread)
                     self._synced = newest

@@ -5,6 +5,7 @@ The checks use the protocol only, so that an engine is exchanged without a chang
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -353,6 +354,27 @@ class StoreSuite:
             found = store.get("a", Number)
             await trio.sleep(0.05)
             assert store.get("a", Number) == found
+
+    async def test_who_waits_for_the_disk_when_it_is_closed_is_told_the_truth(
+        self, tmp_path: Path
+    ) -> None:
+        acknowledged: list[int] = []
+
+        async def write(store: Store, n: int) -> None:
+            with contextlib.suppress(StoreError):
+                await store.txn({f"a/{n}": Number(n)})
+                acknowledged.append(n)
+
+        store = self.open(tmp_path)
+        async with trio.open_nursery() as nursery:
+            for n in range(20):
+                nursery.start_soon(write, store, n)
+                if n == 10:
+                    nursery.start_soon(store.aclose)
+        await store.aclose()
+        async with self.opened(tmp_path) as store:
+            found = {each.value.n for each in store.list("a/", Number)}
+            assert found >= set(acknowledged)
 
     async def test_what_was_written_is_there_again(self, tmp_path: Path) -> None:
         async with self.opened(tmp_path) as store:
