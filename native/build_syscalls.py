@@ -1,8 +1,8 @@
-"""The binding of syscalls.c and spawn.c: `sandbox._native`, cffi in API mode, one abi3 file for all Pythons.
+"""The binding of syscalls.c and spawn.c: `sandbox._native`, one abi3 file for all Pythons.
 
-API mode lets the compiler fill in every constant and compare every prototype with the kernel's
-headers; nothing here is a number that somebody typed in. setup.py takes `ffi` from this file
-(`scripts/native binding` builds in place).
+cffi's API mode lets the compiler fill in every constant and compare every prototype with the
+kernel's headers; nothing here is a number that somebody typed in. setup.py takes `ffi` from this
+file (`scripts/native binding` builds in place).
 """
 
 from __future__ import annotations
