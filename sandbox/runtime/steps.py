@@ -195,11 +195,12 @@ async def _remove_cgroup(scene: Scene) -> None:
 async def _remove(cgroup: Cgroup | None, containers: Sequence[str] = ()) -> None:
     if cgroup is None:
         return
-    if not cgroup.populated():
-        return cgroup.remove_empty(containers)
-    cgroup.kill()
-    await cgroup.wait_empty(_KILL_TIMEOUT_S)
-    cgroup.remove(containers)
+    with contextlib.closing(cgroup):
+        if not cgroup.populated():
+            return cgroup.remove_empty(containers)
+        cgroup.kill()
+        await cgroup.wait_empty(_KILL_TIMEOUT_S)
+        cgroup.remove(containers)
 
 
 # network -----------------------------------------------------------------------------------
