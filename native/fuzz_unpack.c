@@ -54,7 +54,7 @@ static int check(const char *path, const struct stat *about, int kind, struct FT
     seen++;
     ssize_t length = llistxattr(path, names, sizeof names);
     for (ssize_t at = 0; at < length; at += (ssize_t)strlen(names + at) + 1)
-        if (strstr(names + at, "overlay."))
+        if (!strncmp(names + at, "user.overlay.", 13) || !strncmp(names + at, "trusted.", 8))
             abort();
     if (S_ISCHR(about->st_mode) || S_ISBLK(about->st_mode) || S_ISSOCK(about->st_mode) ||
         (walk->level > 0 && !strncmp(path + walk->base, ".wh.", 4)))
