@@ -13,7 +13,8 @@ Kernel facts this rests on:
   would take at most 255 bytes of `lowerdir` there, so that path uses mount(2), whose page of
   options holds hundreds of layers by their one to three digit names.
 - A mount outside the caller's namespace cannot be cloned unless it is detached, and before 6.15 not
-  even then: hence the thread clones first and unshares afterwards.
+  even then: hence the thread clones first and unshares afterwards. A part of a mount that is
+  detached from the start is had there by attaching another mount of the same file system.
 - Names in an image are hostile. openat2 with RESOLVE_IN_ROOT reads "/", ".." and links as a process
   with that root would. It answers EAGAIN when a rename races with "..": try again, not for ever.
 
@@ -26,8 +27,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 
 from sandbox.errors import KernelError
@@ -57,6 +58,48 @@ def clone(fd: int, *, recursive: bool = False, read_only: bool = False) -> int:
         read_only_attr = native.MOUNT_ATTR_RDONLY if read_only else 0
         _set(copy, read_only_attr, at_flags=depth, propagation=native.MS_PRIVATE)
     return copy
+
+
+def part(mount_fd: int, path: str, again: Callable[[], int]) -> int:
+    """A detached, private mount of directory `path` of the detached mount at `mount_fd`.
+
+    The path is ours: no link is followed. `again` gives another detached mount of the same file
+    system, for kernels that clone none that is detached (before 6.15).
+    """
+    if clones_detached():
+        flags = os.O_PATH | os.O_DIRECTORY
+        fd = native.openat2(mount_fd, path, flags, resolve=native.RESOLVE_NO_SYMLINKS)
+        try:
+            return clone(fd)
+        finally:
+            os.close(fd)
+    with KernelThread("part") as thread:
+        return thread.call(lambda: _part_by_name(path, again))
+
+
+@cache
+def clones_detached() -> bool:
+    """Whether the kernel clones a mount that is detached (6.15): found out by trying, once."""
+    with ExitStack() as opened:
+        mount = tmpfs(1 << 20, 0o700, 0, 0)
+        opened.callback(os.close, mount)
+        try:
+            opened.callback(os.close, _copy(mount))
+        except KernelError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return False
+        return True
+
+
+def _part_by_name(path: str, again: Callable[[], int]) -> int:
+    """Changes the thread for good, as `_overlay_by_name` does."""
+    with ExitStack() as opened:
+        whole = again()
+        opened.callback(os.close, whole)
+        stage = _stage(opened)
+        _put(whole, stage, "whole")
+        return native.open_tree(stage, f"whole/{path}", native.OPEN_TREE_CLONE)
 
 
 def _copy(fd: int, depth: int = 0) -> int:
@@ -97,13 +140,19 @@ def tmpfs(
 
 
 def overlay(
-    lowers: Sequence[int], upper: int | None, work: int | None, *, volatile: bool = True
+    lowers: Sequence[int],
+    upper: int | None,
+    work: int | None,
+    *,
+    volatile: bool = True,
+    again: Callable[[], int] | None = None,
 ) -> int:
     """A detached overlay, nodev, of detached layer mounts, the topmost first.
 
     `upper` and `work` are directories in one directory of one mount, or both None for a read-only
     overlay of two layers or more. `volatile` leaves out every sync, also that of an unmount; the
-    kernel then refuses the same `work` again while it holds incompat/volatile.
+    kernel then refuses the same `work` again while it holds incompat/volatile. When that mount is
+    detached, `again` gives another one of the same file system, for kernels that need it.
 
     The descriptors stay the caller's and usable. (Before 6.13 those of `lowers` are made to refer
     to fresh copies of the same mounts.)
@@ -113,7 +162,7 @@ def overlay(
     if overlay_takes_descriptors():
         return _overlay_by_descriptor(lowers, upper, work, volatile=volatile)
     with KernelThread("overlay") as thread:
-        return thread.call(lambda: _overlay_by_name(lowers, upper, work, volatile=volatile))
+        return thread.call(lambda: _overlay_by_name(lowers, upper, work, volatile, again))
 
 
 @cache
@@ -155,7 +204,11 @@ def _overlay_by_descriptor(
 
 
 def _overlay_by_name(
-    lowers: Sequence[int], upper: int | None, work: int | None, *, volatile: bool
+    lowers: Sequence[int],
+    upper: int | None,
+    work: int | None,
+    volatile: bool,
+    again: Callable[[], int] | None,
 ) -> int:
     """The same before 6.13. Changes the thread for good: it must end afterwards.
 
@@ -167,24 +220,18 @@ def _overlay_by_name(
     with ExitStack() as opened:
         writable: int | None = None
         if upper is not None and work is not None:
-            # upper and work must be on one mount: copy that of the directory which holds both.
-            writable = native.open_tree(upper, "..", native.OPEN_TREE_CLONE)
+            # upper and work must be on one mount: one of the whole file system, or a copy of that
+            # of the directory which holds both.
+            writable = again() if again else native.open_tree(upper, "..", native.OPEN_TREE_CLONE)
             opened.callback(os.close, writable)
             options.append(f"upperdir=rw/{_name_in(writable, upper)}")
             options.append(f"workdir=rw/{_name_in(writable, work)}")
             options.extend(["volatile"] if volatile else [])
-        stage = tmpfs(1 << 20, 0o700, 0, 0)
-        opened.callback(os.close, stage)
-
-        native.unshare(native.CLONE_NEWNS)
-        native.mount(None, "/", None, native.MS_REC | native.MS_PRIVATE)
-        _attach(stage, native.AT_FDCWD, "/")
-        with native.raising("fchdir", "stage"):
-            os.fchdir(stage)
+        stage = _stage(opened)
         for n, lower in enumerate(lowers):
-            _stage(lower, stage, str(n))
+            _put(lower, stage, str(n))
         if writable is not None:
-            _stage(writable, stage, "rw")
+            _put(writable, stage, "rw")
         _mkdir(stage, "root", 0o700)
         native.mount("overlay", "root", "overlay", native.MS_NODEV, ",".join(options))
         for lower in lowers:
@@ -192,7 +239,19 @@ def _overlay_by_name(
         return native.open_tree(stage, "root", native.OPEN_TREE_CLONE)
 
 
-def _stage(fd: int, stage: int, name: str) -> None:
+def _stage(opened: ExitStack) -> int:
+    """An empty directory in a mount namespace of the thread's own, and its working directory."""
+    stage = tmpfs(1 << 20, 0o700, 0, 0)
+    opened.callback(os.close, stage)
+    native.unshare(native.CLONE_NEWNS)
+    native.mount(None, "/", None, native.MS_REC | native.MS_PRIVATE)
+    _attach(stage, native.AT_FDCWD, "/")
+    with native.raising("fchdir", "stage"):
+        os.fchdir(stage)
+    return stage
+
+
+def _put(fd: int, stage: int, name: str) -> None:
     _mkdir(stage, name, 0o700)
     _attach(fd, stage, name)
 
@@ -216,13 +275,16 @@ def _set(
     native.mount_setattr(fd, "", at_flags, attrs, 0, propagation, userns_fd=userns_fd)
 
 
-def _name_in(parent: int, fd: int) -> str:
-    """The name of directory `fd` in `parent`, which a rename meanwhile must not have changed."""
+def _name_in(top: int, fd: int) -> str:
+    """The path of directory `fd` below `top`, which is its parent or the root of its file system;
+    a rename meanwhile must not have changed it."""
     with native.raising("stat", f"descriptor {fd}"):
-        name = os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))
-        if os.path.samestat(os.fstat(fd), os.stat(name, dir_fd=parent, follow_symlinks=False)):
-            return name
-    raise KernelError("overlay", f"{name} moved", errno.ESTALE)
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        for name in (path.lstrip("/"), os.path.basename(path)):
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(fd), os.stat(name, dir_fd=top, follow_symlinks=False)):
+                    return name
+    raise KernelError("overlay", f"{path} moved", errno.ESTALE)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from pathlib import Path
 import trio
 
 from sandbox.errors import KernelError, SandboxError
-from sandbox.kernel import cgroups, idranges, mounts, native, oom, slots
+from sandbox.kernel import cgroups, filesystems, idranges, mounts, native, oom, slots
 from sandbox.kernel.cgroups import hierarchies
 from sandbox.kernel.cgroups.devices import device_program
 from sandbox.kernel.thread import KernelThread
@@ -52,6 +52,7 @@ CAPABILITIES = {
     "CAP_SETFCAP": 31,
 }
 CAP_SYS_RESOURCE = 24
+_TRIED_BYTES = 64 << 20
 
 
 class State(enum.StrEnum):
@@ -110,6 +111,7 @@ def probe(state_dir: Path) -> list[Finding]:
     _cgroups(report)
     _limits(report)
     _namespaces(report, _existing(state_dir))
+    _storage(report, _existing(state_dir))
     _tools(report)
     return report.findings
 
@@ -371,6 +373,20 @@ def _try_overlay(directory: Path, userns_fd: int, id_base: int) -> None:
         if os.fstat(file).st_uid != id_base:
             raise SandboxError(f"the ids of {directory} are not shifted")
         mounts.make_dirs(root, "/written", 0o755, id_base, id_base)
+
+
+def _storage(report: Report, directory: Path) -> None:
+    """A file system of a limited size, as a task gets one."""
+    mend = "load the modules loop and ext4, install e2fsprogs; until then a task may fill the disk"
+    with (
+        report.trying(
+            "limited storage", mend, otherwise=State.DEGRADED, why="ext4 on a loop device"
+        ),
+        tempfile.TemporaryDirectory(prefix=".probe", dir=directory) as scratch,
+    ):
+        empty = Path(scratch, "empty")
+        filesystems.template(empty, _TRIED_BYTES)
+        filesystems.make(Path(scratch, "made"), empty).drop()
 
 
 def _tools(report: Report) -> None:

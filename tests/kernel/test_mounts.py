@@ -194,7 +194,7 @@ def test_layers_by_name_give_the_same_overlay_on_every_kernel(
     before = mount_table()
     with KernelThread("overlay") as thread:
         merged = opened(
-            thread.call(lambda: mounts._overlay_by_name(layers, upper, work, volatile=True))
+            thread.call(lambda: mounts._overlay_by_name(layers, upper, work, True, None))
         )
     at(merged, "file5").write_text("changed")
     assert (tmp_path / "one/upper/file5").read_text() == "changed"
