@@ -17,9 +17,10 @@ from scripts.benchmarks.figures import Section, summary
 from scripts.benchmarks.launch import launch, rate
 from scripts.benchmarks.memory import memory
 from scripts.benchmarks.pull import pull
+from scripts.benchmarks.storage import storage
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("launch", "memory", "pull", "rate")
+PARTS = ("launch", "memory", "pull", "rate", "storage")
 
 
 def main() -> int:
@@ -54,6 +55,9 @@ def measure(chosen: tuple[str, ...], quick: bool) -> list[Section]:
         if "pull" in chosen:
             say("pull")
             sections["pull"] = pull(disk, many, 2 if quick else 5)
+        if "storage" in chosen:
+            say("storage")
+            sections["storage"] = trio.run(storage, disk / "storage", 20 if quick else 100)
     return [sections[part] for part in PARTS if part in sections]
 
 
