@@ -25,7 +25,7 @@ import trio
 
 from sandbox.api import local
 from sandbox.api.local import Presence
-from sandbox.control import owners, retention
+from sandbox.control import floor, owners, retention
 from sandbox.control.capacity import Capacity
 from sandbox.control.images import Images
 from sandbox.control.tasks import Tasks
@@ -35,11 +35,12 @@ from sandbox.images.image_store import ImageStore
 from sandbox.images.layers import LayerStore
 from sandbox.images.registry import RegistryClient
 from sandbox.images.rootfs import RootfsStore
-from sandbox.kernel import oom
+from sandbox.kernel import filesystems, oom
 from sandbox.kernel.cgroups import CgroupTree
+from sandbox.kernel.filesystems import FilesystemPool
 from sandbox.kernel.idranges import IdRanges
 from sandbox.kernel.slots import SlotPool
-from sandbox.model import names
+from sandbox.model import fargate, names
 from sandbox.model.fargate import Era
 from sandbox.model.names import Place
 from sandbox.model.task import Status, StopCode
@@ -67,11 +68,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Whose rules a task definition is held to: Fargate's of today, or those of its launch."""
     max_tasks: _Count = 2000
     host_free_memory_mib: _Count | None = None
+    host_free_storage_mib: _Count | None = None
     memory_overcommit: _Factor | None = None
     cpu_overcommit: _Factor | None = None
+    storage_overcommit: _Factor | None = None
     """How much of the host all tasks together may be promised: 1.0 is all of it once."""
     warm_slots: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 16
     """How many user and network namespaces are kept ready."""
+    warm_storage: Annotated[int, msgspec.Meta(ge=0, le=256)] = 4
+    """How many file systems for tasks are kept ready."""
     insecure_registries: tuple[Annotated[str, msgspec.Meta(min_length=1)], ...] = ()
     """Hosts that may be spoken to over plain http; loopback always may."""
     docker_config: Annotated[str, msgspec.Meta(min_length=1)] | None = None
@@ -135,8 +140,10 @@ def _capacity(config: Config) -> Capacity:
     return Capacity(
         max_tasks=config.max_tasks,
         host_free_memory_mib=config.host_free_memory_mib,
+        host_free_storage_mib=config.host_free_storage_mib,
         memory_overcommit=config.memory_overcommit,
         cpu_overcommit=config.cpu_overcommit,
+        storage_overcommit=config.storage_overcommit,
     )
 
 
@@ -175,10 +182,19 @@ async def open_agent(
         listener = local.listen(_made(run_dir) / "agent.sock")
         stack.callback(_unlink, run_dir / "agent.sock")
         async with trio.open_nursery() as nursery:
+            if node.filesystems is not None:
+                nursery.start_soon(node.filesystems.serve)
             await nursery.start(node.slots.serve)
             await nursery.start(agent.supervisors.serve)
             nursery.start_soon(owners.serve, node.store, agent.tasks.stop)
             nursery.start_soon(retention.serve, node.store, agent.tasks, lambda: agent.config)
+            nursery.start_soon(
+                floor.serve,
+                state_dir,
+                lambda: agent.config.host_free_storage_mib,
+                agent.supervisors.footprints,
+                agent.tasks.evict,
+            )
             await nursery.start(local.serve, agent, listener)
             try:
                 yield agent
@@ -203,6 +219,7 @@ async def _node(
         state_dir / "images" / "layers", unpacker=_BIN / "unpack", id_base=unpacker_ids
     )
     layers.sweep()
+    storage = _storage(state_dir / "storage", config.warm_storage)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(ranges.close)
         stack.callback(ranges.release, unpacker_ids)
@@ -227,11 +244,21 @@ async def _node(
             ranges=ranges,
             images=images,
             roots=RootfsStore(layers),
+            filesystems=storage,
             interfaces=Interfaces(),
             keeper=_BIN / "keeper",
             may_raise_limits=_has_capability(_CAP_SYS_RESOURCE),
             failpoints=failpoints,
         )
+
+
+def _storage(directory: Path, reserve: int) -> FilesystemPool | None:
+    """None, and tasks' storage without a bound, on a host that has not what it takes."""
+    if filesystems.lacking() is not None:
+        return None
+    pool = FilesystemPool(directory, fargate.STORAGE.size_gib << 30, reserve)
+    pool.sweep()
+    return pool
 
 
 def _logins(config: Config) -> Callable[[str], Credentials | None] | None:
@@ -376,6 +403,8 @@ def _log_start(node: Node) -> None:
         place = tree.form.rpartition(": ")[2].rpartition("/")[0]
         node.log.info("controllers enabled", controllers=tree.enabled, cgroup=place)
     degraded = list(tree.degraded)
+    if (lacking := filesystems.lacking()) is not None:
+        degraded.append(f"tasks' storage has no limit: {lacking}")
     if not node.may_raise_limits:
         degraded.append("no CAP_SYS_RESOURCE: tasks' limits end at the agent's own")
     node.log.info(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from sandbox.cli.root import Command, json_option, place
 from sandbox.cli.tasks import listed
 from sandbox.client.place import Place
 from sandbox.errors import SandboxError
-from sandbox.model.task import promised
+from sandbox.model.task import promised, size_of
 
 
 def commitment(where: Place) -> dict[str, Any] | None:
@@ -25,14 +26,17 @@ def commitment(where: Place) -> dict[str, Any] | None:
             views = listed(link, "RUNNING")
     except SandboxError:
         return None
-    cpu, memory_mib = promised(view.desired.definition for view in views)
+    of_all = promised(size_of(view.desired.definition, view.desired.storage) for view in views)
+    disk_bytes = shutil.disk_usage(where.state_dir).total
     host_mib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
     return {
         "tasks": len(views),
-        "memoryMib": memory_mib,
-        "memoryOfHost": round(memory_mib / host_mib, 4),
-        "cpu": cpu,
-        "cpuOfHost": round(cpu / 1024 / (os.cpu_count() or 1), 4),
+        "memoryMib": of_all.memory_mib,
+        "memoryOfHost": round(of_all.memory_mib / host_mib, 4),
+        "cpu": of_all.cpu,
+        "cpuOfHost": round(of_all.cpu / 1024 / (os.cpu_count() or 1), 4),
+        "storageGib": of_all.storage_gib,
+        "storageOfHost": round((of_all.storage_gib << 30) / disk_bytes, 4),
     }
 
 
@@ -66,8 +70,10 @@ def doctor(context: click.Context, /, as_json: bool) -> None:
                     print(f"      {one_line(detail)}")
         if committed is not None:
             print(
-                "live tasks: {tasks}, together promised {memoryOfHost:.0%} of the host's memory"
-                " and {cpuOfHost:.0%} of its processors".format(**committed)
+                "live tasks: {tasks}, together promised {memoryOfHost:.0%} of the host's memory,"
+                " {cpuOfHost:.0%} of its processors and {storageOfHost:.0%} of its disk".format(
+                    **committed
+                )
             )
         print("tasks can run" if able else "tasks cannot run")
     context.exit(0 if able else 1)

@@ -77,6 +77,9 @@ class RunCommand(Command):
 @click.option("--platform", metavar="OS/ARCH", help="The image's platform [the host's].")
 @click.option("--platform-version", default="LATEST", metavar="VERSION", help="Fargate's [LATEST].")
 @click.option(
+    "--ephemeral-storage", type=int, metavar="GIB", help="Disk of the task, 21 to 200 [20]."
+)
+@click.option(
     "--pid",
     "pid_mode",
     type=click.Choice(["task"]),
@@ -137,6 +140,7 @@ def _options(given: dict[str, Any]) -> TaskOptions:
         pull=given["pull"],
         platform=given["platform"],
         platform_version=given["platform_version"],
+        ephemeral_storage=given["ephemeral_storage"],
         pid_mode=given["pid_mode"],
         remove=given["rm"],
         interactive=given["interactive"],

@@ -14,6 +14,7 @@ from sandbox.cli.root import Command, json_option, place
 from sandbox.client.link import Link
 from sandbox.client.shape import main_container, shape
 from sandbox.errors import ApiError, ImageError, SandboxError
+from sandbox.model.observed import TaskStats
 from sandbox.model.task import Status, TaskView
 from sandbox.varlink import calls
 
@@ -189,8 +190,18 @@ def stats(context: click.Context, /, tasks: Sequence[str], as_json: bool) -> Non
             size(each.memory_peak_bytes),
             str(each.oom_kills),
             str(each.pids),
+            _storage(one) if each is one.total else "",
         )
         for one in found
         for each in (one.total, *one.containers)
     ]
-    print_table(("TASK", "CONTAINER", "CPU", "THROTTLED", "MEMORY", "PEAK", "OOM", "PIDS"), rows)
+    print_table(
+        ("TASK", "CONTAINER", "CPU", "THROTTLED", "MEMORY", "PEAK", "OOM", "PIDS", "STORAGE"), rows
+    )
+
+
+def _storage(stats: TaskStats) -> str:
+    """The containers of a task share it."""
+    if stats.storage is None:
+        return "no limit"
+    return f"{size(stats.storage.utilized_bytes)} / {size(stats.storage.reserved_bytes)}"

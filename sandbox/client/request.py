@@ -18,6 +18,7 @@ from sandbox.errors import InvalidParameterException
 from sandbox.model.request import RunRequest
 from sandbox.model.task import (
     ContainerDefinition,
+    EphemeralStorage,
     KeyValuePair,
     LinuxParameters,
     MountPoint,
@@ -64,6 +65,8 @@ class RunOptions(TypedDict, total=False):
     pull: Pull
     platform: str | None
     platform_version: str
+    ephemeral_storage: int | None
+    """GiB, 21 to 200; a task has 20 unless more is asked for."""
     pid_mode: Literal["task"] | None
     """"task": the containers share one pid namespace."""
     remove: bool
@@ -125,6 +128,7 @@ def task_request(**wanted: Unpack[TaskOptions]) -> RunRequest:
             container_definitions=definitions,
             volumes=tuple(volumes),
             pid_mode=wanted.get("pid_mode"),
+            ephemeral_storage=_storage(wanted.get("ephemeral_storage")),
         ),
         pull=wanted.get("pull", "missing"),
         platform=wanted.get("platform"),
@@ -166,6 +170,10 @@ def _meant(name: str, known: Iterable[str]) -> str:
 
     close = difflib.get_close_matches(name, known, 1)
     return f", did you mean {close[0]!r}?" if close else ""
+
+
+def _storage(size_gib: int | None) -> EphemeralStorage | None:
+    return None if size_gib is None else EphemeralStorage(size_in_gib=size_gib)
 
 
 def _single(wanted: TaskOptions) -> ContainerDefinition:

@@ -8,7 +8,9 @@ import msgspec
 
 from sandbox.model.task import ContainerDefinition, ContainerKnown, TaskView, effective_desire
 
-INTERNAL = {"id", "idBase", "owner", "keeper", "desiredStatus", "lastStatus", "containers"}
+INTERNAL = {
+    *("id", "idBase", "owner", "keeper", "desiredStatus", "lastStatus", "containers", "storage"),
+}
 """Members that are how the agent works, or that are set below in another form."""
 
 
@@ -24,12 +26,21 @@ def shape(view: TaskView) -> dict[str, Any]:
         "desiredStatus": effective_desire(view),
         "healthStatus": view.known.health.value,
         **desired,
+        **_storage(view),
         **known,
         "containers": [
             _container(container, defined.get(container.name))
             for container in view.known.containers
         ],
     }
+
+
+def _storage(view: TaskView) -> dict[str, Any]:
+    """Up to platform version 1.3.0 no task had a size of storage to tell."""
+    storage = view.desired.storage
+    if storage.volumes_gib is not None:
+        return {}
+    return {"ephemeralStorage": {"sizeInGiB": storage.size_gib}}
 
 
 def _container(known: ContainerKnown, defined: ContainerDefinition | None) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Whether this host takes one more task. Limits, not reservations: overcommit is allowed.
 
+Only memory and disk are looked at as they are: a host needs some of both for itself.
+
 RunTask never queues. Beyond what the operator set it answers with Fargate's own text.
 """
 
@@ -14,14 +16,16 @@ from typing import Final
 
 import psutil
 
+from sandbox.control.floor import Disk
 from sandbox.errors import InvalidParameterException
-from sandbox.model.task import TaskDefinition, promised
+from sandbox.model.task import Size, promised
 
 UNAVAILABLE: Final = (
     "Capacity is unavailable at this time. "
     "Please try again later or in a different availability zone"
 )
 _MIB: Final = 1 << 20
+_GIB: Final = 1 << 30
 _FRESH_S: Final = 0.1
 """How old a reading may be: a task takes longer to fill its memory."""
 
@@ -30,30 +34,41 @@ _FRESH_S: Final = 0.1
 class Capacity:
     """`host_free_memory_mib` must stay free for the host; None is max(512, 5 %).
 
-    `memory_overcommit` and `cpu_overcommit` bound the sum of all tasks' sizes, in hosts; None is no
-    bound.
+    `host_free_storage_mib` likewise of its disk; None is a tenth, at most 1024.
+    `memory_overcommit`, `cpu_overcommit` and `storage_overcommit` bound the sum of all tasks'
+    sizes, in hosts; None is no bound.
     """
 
     max_tasks: int = 2000
     host_free_memory_mib: int | None = None
+    host_free_storage_mib: int | None = None
     memory_overcommit: float | None = None
     cpu_overcommit: float | None = None
+    storage_overcommit: float | None = None
     memory: Memory = field(default_factory=lambda: Memory())
 
-    def check(self, definition: TaskDefinition, live: Collection[TaskDefinition]) -> None:
+    def check(self, wanted: Size, live: Collection[Size], disk: Disk) -> None:
         """InvalidParameterException when the task cannot be taken now, beside the `live` ones."""
         if len(live) >= self.max_tasks or not self._has_memory():
             raise InvalidParameterException(UNAVAILABLE)
-        if self._is_overcommitted((*live, definition)):
+        if disk.free_bytes < disk.floor(self.host_free_storage_mib):
+            raise InvalidParameterException(UNAVAILABLE)
+        if self._is_overcommitted((*live, wanted), disk):
             raise InvalidParameterException(UNAVAILABLE)
 
-    def _is_overcommitted(self, definitions: Collection[TaskDefinition]) -> bool:
-        if self.memory_overcommit is None and self.cpu_overcommit is None:
+    def _is_overcommitted(self, sizes: Collection[Size], disk: Disk) -> bool:
+        bounds = (self.memory_overcommit, self.cpu_overcommit, self.storage_overcommit)
+        if bounds == (None, None, None):
             return False
-        cpu, memory_mib = promised(definitions)
+        all_of_them = promised(sizes)
         most_mib = (self.memory_overcommit or math.inf) * self.memory.read()[0] / _MIB
         most_cpu = (self.cpu_overcommit or math.inf) * 1024 * (os.cpu_count() or 1)
-        return memory_mib > most_mib or cpu > most_cpu
+        most_gib = (self.storage_overcommit or math.inf) * disk.total_bytes / _GIB
+        return (
+            all_of_them.memory_mib > most_mib
+            or all_of_them.cpu > most_cpu
+            or all_of_them.storage_gib > most_gib
+        )
 
     def _has_memory(self) -> bool:
         total, available = self.memory.read()

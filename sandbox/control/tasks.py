@@ -21,6 +21,7 @@ import trio
 
 from sandbox.control import owners
 from sandbox.control.capacity import Capacity
+from sandbox.control.floor import Disk
 from sandbox.errors import (
     ClientException,
     Conflict,
@@ -32,22 +33,34 @@ from sandbox.errors import (
 from sandbox.images import documents, reference
 from sandbox.kernel.slots import Slot
 from sandbox.model import fargate, names
-from sandbox.model.observed import ContainerStats, Event, ExecRequest, LogRecord, TaskStats
+from sandbox.model.observed import (
+    ContainerStats,
+    Event,
+    ExecRequest,
+    LogRecord,
+    StorageStats,
+    TaskStats,
+)
+from sandbox.model.refusals import Text
 from sandbox.model.request import RunRequest as RunRequest
 from sandbox.model.request import Streams as Streams
 from sandbox.model.task import (
+    Size,
     Status,
     StopCode,
     TaskDefinition,
     TaskDesired,
     TaskKnown,
+    TaskStorage,
     TaskView,
     effective_desire,
+    size_of,
 )
 from sandbox.runtime import archive as archives
 from sandbox.runtime.containers import Containers, close_streams
 from sandbox.runtime.logs import Tail
 from sandbox.runtime.node import Node
+from sandbox.runtime.storage import Storage, usage
 from sandbox.runtime.supervisor import Handover
 from sandbox.runtime.supervisors import Supervisors
 from sandbox.store import rows
@@ -74,7 +87,7 @@ class Tasks:
         self._node = node
         self._supervisors = supervisors
         self.capacity = capacity
-        self._accepting: list[TaskDefinition] = []
+        self._accepting: list[Size] = []
         self.era = era
 
     # What is wanted -----------------------------------------------------------------------
@@ -95,12 +108,12 @@ class Tasks:
         """
         given = streams or {}
         try:
-            definition, version = self._accept(request)
+            definition, version, storage = self._accept(request)
             for each in given.values():
                 _check_streams(each)
-            with self._counted(definition):
+            with self._counted(size_of(definition, storage)):
                 slot = await self._node.slots.take()
-                row = await self._write(request, owner, definition, version, slot)
+                row = await self._write(request, owner, definition, version, storage, slot)
                 handover = Handover(slot=slot, streams=given, progress=progress)
                 given = {}
                 self._supervisors.begin(row, handover)
@@ -116,6 +129,7 @@ class Tasks:
         owner: str | None,
         definition: TaskDefinition,
         version: str,
+        storage: TaskStorage,
         slot: Slot,
     ) -> TaskDesired:
         """The desired row, durable; without one nobody else would give the id range back."""
@@ -127,6 +141,7 @@ class Tasks:
             created_at=time.time(),
             id_base=slot.id_base,
             platform_version=version,
+            storage=storage,
             pull=request.pull,
             platform=request.platform,
             owner=owner and owners.name(owner),
@@ -152,7 +167,7 @@ class Tasks:
         self._node.failpoints.reach("accept.done")
         return row
 
-    def _accept(self, request: RunRequest) -> tuple[TaskDefinition, str]:
+    def _accept(self, request: RunRequest) -> tuple[TaskDefinition, str, TaskStorage]:
         version = fargate.resolve_platform_version(request.platform_version)
         definition = fargate.accept(request.definition, version, self.era)
         for container in definition.container_definitions:
@@ -165,19 +180,43 @@ class Tasks:
                 documents.parse_platform(request.platform)
             except SandboxError as error:
                 raise InvalidParameterException(str(error)) from None
-        self.capacity.check(definition, [*self._supervisors.definitions(), *self._accepting])
-        return definition, version
+        if definition.ephemeral_storage is not None and self._node.filesystems is None:
+            raise ClientException(Text.STORAGE_UNLIMITED)
+        storage = fargate.storage(definition, version, self.era)
+        self.capacity.check(
+            size_of(definition, storage),
+            [*self._supervisors.sizes(), *self._accepting],
+            Disk.of(self._node.state_dir),
+        )
+        return definition, version, storage
 
     @contextlib.contextmanager
-    def _counted(self, definition: TaskDefinition) -> Iterator[None]:
+    def _counted(self, size: Size) -> Iterator[None]:
         """Until it has begun the task counts here: others ask for the same room."""
-        self._accepting.append(definition)
+        self._accepting.append(size)
         try:
             yield
         finally:
-            self._accepting.remove(definition)
+            self._accepting.remove(size)
 
-    async def stop(self, task: str, *, reason: str | None = None) -> TaskView:
+    async def evict(self, task: str, reason: str) -> None:
+        """Stop it for the host's sake, without waiting for its programs."""
+        try:
+            view = await self.stop(task, reason=reason, code=StopCode.INFRASTRUCTURE_HEALTH)
+        except NotFound:
+            return  # removed meanwhile
+        self._node.log.warning("task stopped", task=task, reason=reason)
+        if (supervisor := self._supervisors.get(task)) is not None:
+            supervisor.want(view.desired)  # or the end of its containers might be heard of first
+            supervisor.containers.kill_all()
+
+    async def stop(
+        self,
+        task: str,
+        *,
+        reason: str | None = None,
+        code: StopCode = StopCode.USER_INITIATED,
+    ) -> TaskView:
         """Want the task stopped; returns at once. Stopping a stopped task changes nothing."""
         task = self.find(task)
         for _ in range(_ATTEMPTS):
@@ -189,7 +228,7 @@ class Tasks:
             wanted = msgspec.structs.replace(
                 row.value,
                 desired_status="STOPPED",
-                stop_code=StopCode.USER_INITIATED,
+                stop_code=code,
                 stopped_reason=reason or "Task stopped by user",
                 stop_requested_at=time.time(),
             )
@@ -373,7 +412,14 @@ class Tasks:
             for c in view.known.containers
         )
         each = tuple(c for c in containers if c is not None)
-        return TaskStats(id=view.id, at=time.time(), total=total, containers=each)
+        supervisor = self._supervisors.get(view.id)
+        return TaskStats(
+            id=view.id,
+            at=time.time(),
+            total=total,
+            containers=each,
+            storage=_storage(supervisor.scene.storage if supervisor else None),
+        )
 
     def _counters(self, cgroup: str, name: str) -> ContainerStats | None:
         found = self._node.tree.find(cgroup)
@@ -418,6 +464,13 @@ class Tasks:
             if ended:
                 return
             await trio.sleep(_FOLLOW_S)
+
+
+def _storage(storage: Storage | None) -> StorageStats | None:
+    found = usage(storage) if storage is not None else None
+    if found is None:
+        return None
+    return StorageStats(reserved_bytes=found.size_bytes, utilized_bytes=found.used_bytes)
 
 
 def _check_texts(request: ExecRequest) -> None:

@@ -315,6 +315,11 @@ class ImageStore:
 
     # Removing --------------------------------------------------------------------------------
 
+    def unpacked_bytes(self, images: Collection[Image]) -> int:
+        """Content of the files of all their layers, each layer once."""
+        layers = {diff_id for image in images for diff_id in image.diff_ids}
+        return sum(self._layers.sizes(diff_id)[0] for diff_id in layers)
+
     def sweep(self) -> None:
         """Remove what a crash left half-written; once, before anything else is asked."""
         self._blobs.sweep()

@@ -66,6 +66,7 @@ class LayerStore:
         self._flights = Flights()
         self._in_work: set[Path] = set()
         self._opaque: dict[str, bool] = {}
+        self._known_sizes: dict[str, tuple[int, int]] = {}
         """Of layers that were looked at: it is part of their content, which the name stands for."""
 
     def path(self, diff_id: str) -> Path:
@@ -77,10 +78,12 @@ class LayerStore:
 
     def sizes(self, diff_id: str) -> tuple[int, int]:
         """Bytes of file content and number of entries of a layer that is here."""
-        path = self._sizes(diff_id)
-        with reported("read", path):
-            size_bytes, entries = path.read_text().split()
-        return int(size_bytes), int(entries)
+        if (known := self._known_sizes.get(diff_id)) is None:
+            path = self._sizes(diff_id)
+            with reported("read", path):
+                size_bytes, entries = path.read_text().split()
+            known = self._known_sizes[diff_id] = int(size_bytes), int(entries)
+        return known
 
     def is_opaque(self, diff_id: str) -> bool:
         """The layer hides all layers below it (`.wh..wh..opq` in its root).

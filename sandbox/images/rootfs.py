@@ -1,7 +1,7 @@
 """The root file system of a container: its image's layers below, a writable layer of its own above.
 
-    <container directory>/upper             the writable layer, owned by the task's ids
-                          work.<boot id>    overlay's, and the sign that upper is whole
+    <directory>/upper             the writable layer, owned by the task's ids
+                work.<boot id>    overlay's, and the sign that upper is whole
 
 The layers are on disk once, with the image's ids. Each is cloned into a detached mount whose ids
 are shifted by the task's user namespace, and one overlay is laid over the clones. The result is a
@@ -76,15 +76,22 @@ class RootfsStore:
             self._boot = _BOOT_ID.read_text().strip()
 
     async def prepare(
-        self, image: Image, container_dir: Path, userns_fd: int, id_base: int
+        self,
+        image: Image,
+        directory: Path,
+        userns_fd: int,
+        id_base: int,
+        *,
+        again: Callable[[], int] | None = None,
     ) -> Rootfs:
         """A fresh mount of the container's root; its writable layer is made, or taken up again.
 
-        No other mount of `container_dir` may be in use. On cancellation nothing is left open.
+        No other mount of `directory` may be in use; for `again` see `mounts.overlay`. On
+        cancellation nothing is left open.
         """
         opaque = self._layers.is_opaque
         lowers = [self._layers.path(diff_id) for diff_id in stack(image.diff_ids, opaque)]
-        writable = _Writable(container_dir, self._boot, id_base)
+        writable = _Writable(directory, self._boot, id_base, again)
         if mounts.overlay_takes_descriptors():
             await trio.lowlevel.checkpoint()
             return _prepare(lowers, writable, userns_fd)
@@ -92,14 +99,14 @@ class RootfsStore:
             _prepare, lowers, writable, userns_fd, limiter=self._threads
         )
 
-    async def discard(self, container_dir: Path, expected: Sequence[str] = ()) -> None:
+    async def discard(self, directory: Path, expected: Sequence[str] = ()) -> None:
         """Delete the writable layer; nothing if there is none. No mount may use it any more.
 
         Quicker when it holds just what is `expected` (see `trees.remove_known`).
         """
-        if _discard_known(container_dir, self._boot, expected):
+        if _discard_known(directory, self._boot, expected):
             return
-        await trio.to_thread.run_sync(discard, container_dir, limiter=self._threads)
+        await trio.to_thread.run_sync(discard, directory, limiter=self._threads)
 
     async def populate_volume(self, root_fd: int, path: str, volume: Path, id_base: int) -> None:
         """Fill an empty volume with what the root has at `path` (see `images.volumes`)."""
@@ -148,7 +155,7 @@ def _prepare(lowers: Sequence[Path], writable: _Writable, userns_fd: int) -> Roo
         for path in lowers or [directory / "lower"]:
             layers.append(_shifted(path, userns_fd))
             failed.callback(os.close, layers[-1])
-        mount_fd = mounts.overlay(layers, upper, work, volatile=True)
+        mount_fd = mounts.overlay(layers, upper, work, volatile=True, again=writable.again)
         failed.pop_all()
         return Rootfs(mount_fd=mount_fd, layers=tuple(layers), is_fresh=is_fresh)
 
@@ -167,8 +174,11 @@ def _open(path: Path | str, opened: ExitStack) -> int:
 class _Writable:
     """The writable layer of one container."""
 
-    def __init__(self, directory: Path, boot: str, id_base: int) -> None:
+    def __init__(
+        self, directory: Path, boot: str, id_base: int, again: Callable[[], int] | None
+    ) -> None:
         self.directory = directory
+        self.again = again
         self.upper = f"{directory}/upper"
         self.work = f"{directory}/work.{boot}"
         self._id_base = id_base
@@ -206,10 +216,10 @@ class _Writable:
             os.utime(upper, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def _discard_known(container_dir: Path, boot: str, upper: Sequence[str]) -> bool:
+def _discard_known(directory: Path, boot: str, upper: Sequence[str]) -> bool:
     """Delete a writable layer that holds what the kernel makes in `work`, and `upper`. False when
     there is anything else; some of it may be gone then."""
-    top = str(container_dir)
+    top = str(directory)
     return (
         remove_known(f"{top}/work.{boot}", _WORK)
         and remove_known(f"{top}/upper", upper)
@@ -217,10 +227,10 @@ def _discard_known(container_dir: Path, boot: str, upper: Sequence[str]) -> bool
     )
 
 
-def discard(container_dir: Path) -> None:
+def discard(directory: Path) -> None:
     """Delete the writable layer, first what says that it is whole."""
-    with reported("scandir", container_dir), contextlib.suppress(FileNotFoundError):
-        parts = {name: name.partition(".")[0] for name in os.listdir(container_dir)}
+    with reported("scandir", directory), contextlib.suppress(FileNotFoundError):
+        parts = {name: name.partition(".")[0] for name in os.listdir(directory)}
         doomed = [name for name, part in parts.items() if part in _PARTS]
         for name in sorted(doomed, key=lambda name: parts[name] != "work"):
-            remove_tree(container_dir / name)
+            remove_tree(directory / name)

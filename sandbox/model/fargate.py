@@ -5,7 +5,8 @@ and gives back the definition as ECS would return it. The rules of one container
 `model.container_rules`, the texts in `model.refusals`.
 
 Two things select the rules. The platform version: 1.4.0 (2020) brought pidMode, SYS_PTRACE,
-systemControls, in-place restarts and later the sizes of 8 and 16 vCPU. And the era: "2017" is
+systemControls, in-place restarts, one ephemeral storage for everything and later the sizes of 8
+and 16 vCPU. And the era: "2017" is
 Fargate as it was launched, with the first five rows of sizes, half the definition's size and no
 linuxParameters.
 
@@ -35,13 +36,18 @@ from sandbox.model.container_rules import (
 )
 from sandbox.model.names import is_name
 from sandbox.model.refusals import Incompatibility, Incompatible, Text, shown
-from sandbox.model.task import ContainerDefinition, TaskDefinition
+from sandbox.model.task import ContainerDefinition, TaskDefinition, TaskStorage
 
 LATEST = "1.4.0"
 PLATFORM_VERSIONS = ("1.3.0", "1.4.0")
 MAX_CONTAINERS = 10
 MAX_BYTES = 64 * 1024
 MAX_BYTES_2017 = 32 * 1024
+STORAGE_GIB = range(21, 200 + 1)
+"""What ephemeralStorage may ask for."""
+STORAGE = TaskStorage(size_gib=20)
+STORAGE_2017 = TaskStorage(size_gib=10, volumes_gib=4)
+"""Up to platform 1.3.0: layers here, all volumes together there."""
 
 SIZES_2017: Mapping[int, tuple[int, ...]] = {
     256: (512, 1024, 2048),
@@ -79,6 +85,16 @@ def resolve_platform_version(text: str) -> str:
 def sizes(platform_version: str = LATEST, era: Era | None = None) -> Mapping[int, tuple[int, ...]]:
     """The memory sizes for each cpu size."""
     return SIZES if _is_1_4(platform_version, era) else SIZES_2017
+
+
+def storage(
+    definition: TaskDefinition, platform_version: str = LATEST, era: Era | None = None
+) -> TaskStorage:
+    """The ephemeral storage of a task of an accepted definition."""
+    if not _is_1_4(platform_version, era):
+        return STORAGE_2017
+    asked = definition.ephemeral_storage
+    return TaskStorage(size_gib=asked.size_in_gib) if asked else STORAGE
 
 
 def normalise_cpu(text: str) -> str:
@@ -184,6 +200,7 @@ def _breaches(
         yield Incompatibility("pidMode", Text.PID_MODE_HOST)
     elif definition.pid_mode is not None and not _is_1_4(platform_version, era):
         yield Incompatibility("pidMode", Text.PID_MODE_NEEDS_1_4)
+    yield from _storage(definition, platform_version, era)
     yield from _volumes(definition)
     yield from _together(containers)
     around = Surroundings(
@@ -224,6 +241,19 @@ def _size(
             yield Incompatibility("cpu", Text.SIZE_NEEDS_1_4.format(cpu=cpu))
         else:
             yield Incompatibility("cpu", Text.NO_SUCH_SIZE.format(cpu=cpu, memory=memory))
+
+
+def _storage(
+    definition: TaskDefinition, platform_version: str, era: Era | None
+) -> Iterator[Incompatibility]:
+    asked = definition.ephemeral_storage
+    if asked is None:
+        return
+    if not _is_1_4(platform_version, era):
+        yield Incompatibility("ephemeralStorage", Text.STORAGE_NEEDS_1_4)
+    elif asked.size_in_gib not in STORAGE_GIB:
+        text = Text.STORAGE_SIZE.format(value=asked.size_in_gib)
+        yield Incompatibility("ephemeralStorage.sizeInGiB", text)
 
 
 def _volumes(definition: TaskDefinition) -> Iterator[Incompatibility]:

@@ -30,6 +30,13 @@ class ContainerStats(Record, frozen=True, kw_only=True):
     pids: int
 
 
+class StorageStats(Record, frozen=True, kw_only=True):
+    """Of a task's ephemeral storage, images included, as df in the task tells it."""
+
+    reserved_bytes: int
+    utilized_bytes: int
+
+
 class TaskStats(Record, frozen=True, kw_only=True):
     """Counters since the start; `total` is the task's own cgroup, the sum of its containers."""
 
@@ -37,6 +44,8 @@ class TaskStats(Record, frozen=True, kw_only=True):
     at: float
     total: ContainerStats
     containers: tuple[ContainerStats, ...]
+    storage: StorageStats | None = None
+    """Absent on a host that cannot limit it, and once the task has given it back."""
 
 
 class Event(Record, frozen=True, kw_only=True):

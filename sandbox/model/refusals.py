@@ -51,6 +51,11 @@ class Text(enum.StrEnum):
     CPU_SUM = "the containers ask for {sum} CPU units, the task has {task}"
     RESERVATION_SUM = "the containers reserve {sum} MiB of memory, the task has {task}"
     CYCLE = "containers wait for each other: {cycle}"
+    STORAGE_SIZE = "ephemeralStorage.sizeInGiB is {value}, allowed is 21 to 200"
+    STORAGE_UNLIMITED = (
+        "ephemeralStorage cannot be limited on this host: `sandbox doctor` says what it lacks"
+    )
+    STORAGE_NEEDS_1_4 = "ephemeralStorage needs Fargate platform version 1.4.0"
     VOLUME_NAME_INVALID = "volume {name} is not 1 to 255 letters, digits, hyphens and underscores"
     VOLUME_NOT_ON_FARGATE = "volume {name}: {member} is not supported on Fargate"
     VOLUME_NOT_BUILT = "volume {name}: {member} is not implemented yet"

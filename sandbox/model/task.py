@@ -267,6 +267,12 @@ class Volume(Record, frozen=True, kw_only=True):
     configured_at_launch: bool = False
 
 
+class EphemeralStorage(Record, frozen=True, kw_only=True):
+    """More than the 20 GiB that a task has by default."""
+
+    size_in_gib: int = msgspec.field(name="sizeInGiB")
+
+
 class TaskDefinition(Record, frozen=True, kw_only=True):
     """`cpu` and `memory` are the normalised integer strings that ECS returns, e.g. "256"."""
 
@@ -277,9 +283,23 @@ class TaskDefinition(Record, frozen=True, kw_only=True):
     revision: int = 0
     volumes: tuple[Volume, ...] = ()
     pid_mode: Literal["task", "host"] | None = None
+    ephemeral_storage: EphemeralStorage | None = None
 
 
 # What is kept ------------------------------------------------------------------------------
+
+
+class TaskStorage(Record, frozen=True, kw_only=True):
+    """The sizes of a task's ephemeral storage in GiB, as its platform version has them."""
+
+    size_gib: int = 20
+    """For images, writable layers and, unless they have their own, volumes."""
+    volumes_gib: int | None = None
+    """Of the pool that the volumes share, where they have one of their own."""
+
+    @property
+    def total_gib(self) -> int:
+        return self.size_gib + (self.volumes_gib or 0)
 
 
 class TaskDesired(Record, frozen=True, kw_only=True):
@@ -295,6 +315,7 @@ class TaskDesired(Record, frozen=True, kw_only=True):
     id_base: int
     """First host id of the task's own range of 65536 user and group ids."""
     platform_version: str = "1.4.0"
+    storage: TaskStorage = TaskStorage()
     pull: Literal["missing", "always", "never"] = "missing"
     platform: str | None = None
     """The image's os/arch[/variant]; None is the host's."""
@@ -375,10 +396,31 @@ class TaskView(Record, frozen=True, kw_only=True):
         return self.desired.id
 
 
-def promised(definitions: Iterable[TaskDefinition]) -> tuple[int, int]:
-    """Cpu units and MiB of memory that accepted definitions may use together."""
-    sizes = [(int(each.cpu), int(each.memory)) for each in definitions]
-    return sum(cpu for cpu, _ in sizes), sum(memory_mib for _, memory_mib in sizes)
+class Size(Record, frozen=True, kw_only=True):
+    """What an accepted task may use of its host."""
+
+    cpu: int
+    """Units of 1/1024 vCPU."""
+    memory_mib: int
+    storage_gib: int
+
+
+def size_of(definition: TaskDefinition, storage: TaskStorage) -> Size:
+    return Size(
+        cpu=int(definition.cpu),
+        memory_mib=int(definition.memory),
+        storage_gib=storage.total_gib,
+    )
+
+
+def promised(sizes: Iterable[Size]) -> Size:
+    """What tasks may use together."""
+    each = list(sizes)
+    return Size(
+        cpu=sum(size.cpu for size in each),
+        memory_mib=sum(size.memory_mib for size in each),
+        storage_gib=sum(size.storage_gib for size in each),
+    )
 
 
 def effective_desire(view: TaskView) -> Literal["RUNNING", "STOPPED"]:

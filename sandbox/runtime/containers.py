@@ -295,7 +295,7 @@ class Containers:
             image = self._stored_image(definition.name)
             self._scene.containers[definition.name] = ContainerScene(image=image, limits=limits)
         if self._scene.interface is None:
-            await steps.perform(self._scene, steps.NETWORK + steps.PIDS)
+            await steps.perform(self._scene, steps.STORAGE + steps.NETWORK + steps.PIDS)
         await steps.make_root(self._scene, definition)
 
     # Stopping -------------------------------------------------------------------------------
@@ -317,6 +317,10 @@ class Containers:
         if cgroup is not None:
             with contextlib.closing(cgroup):
                 cgroup.kill()
+
+    def kill_all(self) -> None:
+        for known in self._record.known.containers:
+            self.kill(known.name)
 
     async def leave(self) -> None:
         """See the keepers out."""

@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from sandbox.kernel import mounts, native
 from sandbox.model.request import Streams
 from sandbox.model.task import ContainerDefinition
 from sandbox.runtime import archive
@@ -101,15 +100,10 @@ def _volumes(
         for mount in scene.definition(origin.source_container).mount_points:
             read_only = mount.read_only or origin.read_only
             wanted.setdefault(mount.container_path, (mount.source_volume, read_only))
-    directory = scene.directory / "volumes"
+    assert scene.storage is not None, "the steps come before every start"
     opened = []
     for path, (volume, read_only) in wanted.items():
-        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
-        fd = native.openat2(native.AT_FDCWD, str(directory / volume), flags)
-        try:
-            copy = mounts.clone(fd)
-        finally:
-            os.close(fd)
+        copy = scene.storage.mount_volume(volume)
         lent.callback(os.close, copy)
         opened.append(VolumeMount(descriptor=copy, path=path, read_only=read_only))
     return tuple(opened)

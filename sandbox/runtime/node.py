@@ -15,6 +15,7 @@ import trio
 from sandbox.images.image_store import ImageStore
 from sandbox.images.rootfs import RootfsStore
 from sandbox.kernel.cgroups import CgroupTree
+from sandbox.kernel.filesystems import FilesystemPool
 from sandbox.kernel.idranges import IdRanges
 from sandbox.kernel.rlimits import HostLimits
 from sandbox.kernel.slots import SlotPool
@@ -57,6 +58,8 @@ class Node:
     ranges: IdRanges
     images: ImageStore
     roots: RootfsStore
+    filesystems: FilesystemPool | None
+    """None on a host that cannot limit storage."""
     interfaces: Interfaces
     keeper: Path
     may_raise_limits: bool

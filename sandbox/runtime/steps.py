@@ -5,7 +5,8 @@ A step's deed is named by the task's id alone, so its undoing needs no memory: `
 store is the intent of them all; nothing is done for a task that has no row, and whatever exists
 without a row is swept. Undoing goes on after an error and raises all of them together.
 
-    directory   <state>/tasks/<id>                  undo: volumes and writable layers go, logs stay
+    directory   <state>/tasks/<id>                  undo: nothing, logs stay
+    storage     writable layers and volumes         undo: it goes with all that is in it
     cgroup      task-<id>, with the task's limits   undo: everything in it is killed, then it goes
     network     the slot's namespace, an interface  undo: descriptors are dropped
     images      pulled and held                     undo: nothing; prune collects what nobody uses
@@ -32,13 +33,12 @@ from sandbox.images.rootfs import Rootfs
 from sandbox.kernel import slots
 from sandbox.kernel.cgroups import Cgroup
 from sandbox.kernel.slots import Slot
-from sandbox.kernel.trees import remove_tree
 from sandbox.model import names
 from sandbox.model.task import ContainerDefinition, MountPoint, TaskDesired
 from sandbox.network.eni import Interface
 from sandbox.runtime import pause
+from sandbox.runtime import storage as storages
 from sandbox.runtime.container import (
-    WRITTEN,
     Identity,
     LimitChoice,
     arguments,
@@ -47,6 +47,7 @@ from sandbox.runtime.container import (
 from sandbox.runtime.keeper import Keeper
 from sandbox.runtime.node import Node
 from sandbox.runtime.sizes import container_limits, task_limits
+from sandbox.runtime.storage import Storage
 
 _KILL_TIMEOUT_S = 30.0
 """A killed process leaves when its last system call lets it; longer is a kernel in trouble."""
@@ -90,6 +91,7 @@ class Scene:
 
     node: Node
     task: TaskDesired
+    storage: Storage | None = None
     slot: Slot | None = None
     interface: Interface | None = None
     pidns: int | None = None
@@ -120,7 +122,9 @@ class Scene:
             self.pause.close()
         if self.pidns is not None:
             os.close(self.pidns)
-        self.slot = self.pause = self.pidns = None
+        if self.storage is not None:
+            self.storage.close()
+        self.storage = self.slot = self.pause = self.pidns = None
         for made in self.containers.values():
             made.forget()
 
@@ -154,6 +158,10 @@ async def undo(scene: Scene, steps: tuple[Step, ...]) -> None:
         raise ExceptionGroup(f"task {scene.task.id} could not be undone in full", errors)
 
 
+async def _nothing(scene: Scene) -> None:
+    """Logs stay until the task is removed, images until nobody uses them."""
+
+
 # directory ---------------------------------------------------------------------------------
 
 
@@ -161,22 +169,24 @@ async def _make_directory(scene: Scene) -> None:
     directory = scene.directory
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if scene.task.definition.volumes:
-            (directory / "volumes").mkdir(mode=0o700, exist_ok=True)
-        for volume in scene.task.definition.volumes:
-            path = directory / "volumes" / volume.name
-            path.mkdir(exist_ok=True)
-            os.chmod(path, 0o755)  # whatever our umask
-            os.chown(path, scene.task.id_base, scene.task.id_base)
+        for container in scene.task.definition.container_definitions:
+            scene.container_dir(container.name).mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise KernelError("mkdir", str(directory), error.errno or 0) from None
 
 
-async def _empty_directory(scene: Scene) -> None:
-    if scene.task.definition.volumes:
-        await trio.to_thread.run_sync(remove_tree, scene.directory / "volumes")
-    for container in scene.task.definition.container_definitions:
-        await scene.node.roots.discard(scene.container_dir(container.name), WRITTEN)
+# storage -----------------------------------------------------------------------------------
+
+
+async def _attach_storage(scene: Scene) -> None:
+    if scene.storage is None:
+        scene.storage = await storages.attach(scene.node, scene.task)
+    storages.furnish(scene.storage, scene.task)
+
+
+async def _release_storage(scene: Scene) -> None:
+    storage, scene.storage = scene.storage, None
+    await storages.release(scene.node, scene.task, storage)
 
 
 # cgroup ------------------------------------------------------------------------------------
@@ -240,10 +250,14 @@ async def _detach_network(scene: Scene) -> None:
 async def _pull_images(scene: Scene) -> None:
     definitions = scene.task.definition.container_definitions
     if len(definitions) == 1:
-        return await _pull(scene, definitions[0])
-    async with trio.open_nursery() as nursery:
-        for definition in definitions:
-            nursery.start_soon(_pull, scene, definition)
+        await _pull(scene, definitions[0])
+    else:
+        async with trio.open_nursery() as nursery:
+            for definition in definitions:
+                nursery.start_soon(_pull, scene, definition)
+    assert scene.storage is not None  # its step came first
+    images = [made.image for made in scene.containers.values()]
+    storages.count_images(scene.storage, scene.node.images, images)
 
 
 async def _pull(scene: Scene, definition: ContainerDefinition) -> None:
@@ -264,10 +278,6 @@ async def _ensure(scene: Scene, definition: ContainerDefinition) -> Image:
     except SandboxError as error:
         text = pull_failure_text(error, wanted, is_asked=scene.task.pull != "never")
         raise TaskFailed(text, container=definition.name) from error
-
-
-async def _nothing(scene: Scene) -> None:
-    """Images are collected when nobody uses them, not when a task ends."""
 
 
 # pids --------------------------------------------------------------------------------------
@@ -303,12 +313,13 @@ async def make_root(scene: Scene, definition: ContainerDefinition) -> None:
     made.cgroup = made.cgroup or scene.node.tree.create(
         names.container_cgroup(scene.task.id, definition.name), container_limits(definition)
     )
-    assert scene.slot is not None  # the network step came first
+    assert scene.slot and scene.storage, "their steps came first"
     root = await scene.node.roots.prepare(
         made.image,
-        scene.container_dir(definition.name),
+        scene.storage.directory(definition.name),
         scene.slot.userns_fd,
         scene.task.id_base,
+        again=scene.storage.again,
     )
     made.root, made.layers = root.mount_fd, root.layers
     if definition.depends_on:
@@ -330,7 +341,8 @@ def _identity(
 
 
 async def _fill_volume(scene: Scene, mount: MountPoint, root: int) -> None:
-    volume = scene.directory / "volumes" / mount.source_volume
+    assert scene.storage is not None
+    volume = scene.storage.volume(mount.source_volume)
     try:
         await scene.node.roots.populate_volume(
             root, mount.container_path, volume, scene.task.id_base
@@ -357,9 +369,11 @@ async def _drop_roots(scene: Scene) -> None:
         made.forget()
 
 
+STORAGE = (Step("storage", _attach_storage, _release_storage),)
 NETWORK = (Step("network", _attach_network, _detach_network),)
 CONNECT = (
-    Step("directory", _make_directory, _empty_directory),
+    Step("directory", _make_directory, _nothing),
+    *STORAGE,
     Step("cgroup", _make_cgroup, _remove_cgroup),
     *NETWORK,
 )

@@ -26,7 +26,7 @@ from sandbox.errors import SandboxError, TaskFailed
 from sandbox.kernel.slots import Slot
 from sandbox.model import names
 from sandbox.model.request import Streams
-from sandbox.model.task import Status, StopCode, TaskDefinition, TaskDesired, TaskKnown
+from sandbox.model.task import Size, Status, StopCode, TaskDesired, TaskKnown, size_of
 from sandbox.runtime import ordering, steps
 from sandbox.runtime.containers import Containers, close_streams
 from sandbox.runtime.node import Node
@@ -86,8 +86,8 @@ class Supervisor:
         )
 
     @property
-    def definition(self) -> TaskDefinition:
-        return self._desired.definition
+    def size(self) -> Size:
+        return size_of(self._desired.definition, self._desired.storage)
 
     def want(self, desired: TaskDesired) -> None:
         """The desired row moved."""

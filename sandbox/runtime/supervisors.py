@@ -18,8 +18,9 @@ import trio
 
 from sandbox.errors import SandboxError, StoreError
 from sandbox.kernel.trees import remove_tree
-from sandbox.model.task import Status, TaskDefinition, TaskDesired, TaskKnown
+from sandbox.model.task import Size, Status, TaskDesired, TaskKnown
 from sandbox.runtime.node import Node
+from sandbox.runtime.storage import Footprint, footprint
 from sandbox.runtime.supervisor import Handover, Supervisor
 from sandbox.store import rows
 
@@ -49,9 +50,14 @@ class Supervisors:
         """The supervisor of a task that is not STOPPED."""
         return self._live.get(task)
 
-    def definitions(self) -> Collection[TaskDefinition]:
+    def sizes(self) -> Collection[Size]:
         """Of the tasks that have begun and are not STOPPED."""
-        return [live.definition for live in self._live.values()]
+        return [live.size for live in self._live.values()]
+
+    def footprints(self) -> dict[str, Footprint]:
+        """What these tasks take of the host's disk."""
+        held = {task: live.scene.storage for task, live in self._live.items()}
+        return {task: footprint(storage) for task, storage in held.items() if storage is not None}
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled; ready once everything from before was taken over."""

@@ -29,9 +29,9 @@ from sandbox.model.task import TaskDesired, TaskKnown
 from sandbox.store import rows
 from sandbox.store.sqlite import SqliteStore
 from scripts import make_image
-from tests.conftest import ROOT, cgroup_roots
+from tests.conftest import ROOT, cgroup_roots, loop_devices
 
-SETTINGS = {"warm_slots": 1}
+SETTINGS = {"warm_slots": 1, "warm_storage": 1, "host_free_storage_mib": 0}
 
 
 class Driver:
@@ -141,6 +141,8 @@ class Site:
         for line in Path("/proc/self/mountinfo").read_text().splitlines():
             if str(self.state) in line:
                 yield f"mount {line}"
+        loops = (device for device in loop_devices() if str(self.state) in device)
+        yield from (f"loop device {device}" for device in loops)
         yield from (f"id range {claim.name}" for claim in self.claims())
         for number in os.listdir("/proc/self/fd"):
             target = _target(f"/proc/self/fd/{number}")
@@ -153,7 +155,8 @@ class Site:
         if (self.state / "tasks").exists():
             yield from (self.state / "tasks").iterdir()
         yield from (p for p in (self.state / "images").rglob(".*"))
-        expected = {"instance", "lock", "images", "reserve", "tasks"}
+        yield from (p for p in (self.state / "storage").glob("*") if p.suffix != ".empty")
+        expected = {"instance", "lock", "images", "reserve", "storage", "tasks"}
         for path in self.state.iterdir():
             if path.name not in expected and not path.name.startswith("store.db"):
                 yield path

@@ -29,7 +29,7 @@ from sandbox.model.request import RunRequest
 from sandbox.store import rows
 from tests.crash.paths import PATHS, app, task, until_running
 
-SETTINGS = {"warm_slots": 1}
+SETTINGS = {"warm_slots": 1, "warm_storage": 1, "host_free_storage_mib": 0}
 PATIENCE_S = 30.0
 
 

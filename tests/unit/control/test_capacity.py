@@ -7,10 +7,12 @@ import os
 import pytest
 
 from sandbox.control.capacity import UNAVAILABLE, Capacity, Memory
+from sandbox.control.floor import Disk
 from sandbox.errors import InvalidParameterException
-from sandbox.model.task import ContainerDefinition, TaskDefinition
+from sandbox.model.task import Size
 
 GIB = 1 << 30
+DISK = Disk(100 * GIB, 50 * GIB)
 
 
 class Host(Memory):
@@ -21,16 +23,13 @@ class Host(Memory):
         return self._of
 
 
-def task(cpu: int = 256, memory_mib: int = 512) -> TaskDefinition:
-    container = ContainerDefinition(name="app", image="tiny")
-    return TaskDefinition(
-        family="t", cpu=str(cpu), memory=str(memory_mib), container_definitions=(container,)
-    )
+def task(cpu: int = 256, memory_mib: int = 512, storage_gib: int = 20) -> Size:
+    return Size(cpu=cpu, memory_mib=memory_mib, storage_gib=storage_gib)
 
 
-def takes(capacity: Capacity, wanted: TaskDefinition, *live: TaskDefinition) -> bool:
+def takes(capacity: Capacity, wanted: Size, *live: Size, disk: Disk = DISK) -> bool:
     try:
-        capacity.check(wanted, live)
+        capacity.check(wanted, live, disk)
     except InvalidParameterException as error:
         assert str(error) == UNAVAILABLE
         return False
@@ -54,6 +53,28 @@ def test_processors_are_promised_up_to_the_bound_and_not_beyond() -> None:
     live = [task(1024, 2048)] * (2 * processors - 1)
     assert takes(capacity, task(1024, 2048), *live)
     assert not takes(capacity, task(), *live, task(1024, 2048))
+
+
+def test_storage_is_promised_up_to_the_bound_and_not_beyond() -> None:
+    capacity = Capacity(memory=Host(4 * GIB, 4 * GIB), storage_overcommit=0.5)
+    assert takes(capacity, task(storage_gib=30), task())
+    assert not takes(capacity, task(storage_gib=31), task())
+
+
+@pytest.mark.parametrize(
+    ("disk", "floor_mib", "is_taken"),
+    [
+        (Disk(100 * GIB, GIB), None, True),
+        (Disk(100 * GIB, GIB - 1), None, False),
+        (Disk(2 * GIB, GIB // 5), None, True),  # a tenth of a small one
+        (Disk(2 * GIB, GIB // 5 - 4096), None, False),
+        (Disk(100 * GIB, 4096), 0, True),
+        (Disk(100 * GIB, 5 * GIB), 5121, False),
+    ],
+)
+def test_the_host_keeps_some_disk(disk: Disk, floor_mib: int | None, is_taken: bool) -> None:
+    capacity = Capacity(memory=Host(4 * GIB, 4 * GIB), host_free_storage_mib=floor_mib)
+    assert takes(capacity, task(), disk=disk) is is_taken
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sandbox.errors import ClientException, InvalidParameterException
 from sandbox.model import fargate
 from sandbox.model.refusals import Incompatible
-from sandbox.model.task import ContainerDefinition, PortMapping, TaskDefinition
+from sandbox.model.task import ContainerDefinition, PortMapping, TaskDefinition, TaskStorage
 
 # The table as the developer guide gives it, written out by hand.
 GUIDE = {
@@ -555,6 +555,29 @@ def test_what_came_with_platform_1_4_is_refused_before_it(members: dict[str, Any
     assert refusals(definition) == []
     ((_, text),) = refusals(definition, platform_version="1.3.0")
     assert "Fargate platform version 1.4.0" in text
+
+
+@pytest.mark.parametrize(("size", "is_allowed"), [(20, 0), (21, 1), (200, 1), (201, 0), (-1, 0)])
+def test_ephemeral_storage_is_21_to_200_gib(size: int, is_allowed: bool) -> None:
+    found = refusals(define(ephemeralStorage={"sizeInGiB": size}))
+    text = f"ephemeralStorage.sizeInGiB is {size}, allowed is 21 to 200"
+    assert found == ([] if is_allowed else [("ephemeralStorage.sizeInGiB", text)])
+
+
+@pytest.mark.parametrize("options", [{"platform_version": "1.3.0"}, {"era": "2017"}])
+def test_ephemeral_storage_needs_platform_1_4(options: dict[str, Any]) -> None:
+    text = "ephemeralStorage needs Fargate platform version 1.4.0"
+    asked = define(ephemeralStorage={"sizeInGiB": 30})
+    assert refusals(asked, **options) == [("ephemeralStorage", text)]
+
+
+def test_a_task_has_20_gib_or_what_it_asks_for_and_had_10_and_4() -> None:
+    asked = define(ephemeralStorage={"sizeInGiB": 30})
+    assert fargate.storage(define()) == TaskStorage(size_gib=20)
+    assert fargate.storage(asked) == TaskStorage(size_gib=30)
+    for options in ({"platform_version": "1.3.0"}, {"era": "2017"}):
+        found = fargate.storage(define(), **options)  # type: ignore[arg-type]
+        assert found == TaskStorage(size_gib=10, volumes_gib=4)
 
 
 def test_pid_mode_is_refused_before_platform_1_4() -> None:
