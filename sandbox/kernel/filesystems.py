@@ -40,6 +40,7 @@ import trio
 from sandbox.errors import KernelError
 from sandbox.kernel import loop, native
 from sandbox.kernel.native import raising
+from sandbox.kernel.rlimits import files_of_any_size
 
 _MKFS: Final = ("mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0", "-i", "16384", "-I", "256")
 _FEATURES: Final = ("-O", "^has_journal,^resize_inode")
@@ -96,7 +97,7 @@ class Filesystem:
     def reserve(self, name: str, size_bytes: int) -> None:
         """Let so many bytes count as used, by a file that takes nothing of the host's disk."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        with raising("fallocate", f"{self.device} {name}"):
+        with raising("fallocate", f"{self.device} {name}"), files_of_any_size():
             fd = os.open(self.path / name, flags, 0o600)
             try:
                 os.posix_fallocate(fd, 0, size_bytes)
@@ -157,7 +158,7 @@ def template(file: Path, size_bytes: int) -> None:
         return
     fresh = file.with_suffix(f".{os.urandom(4).hex()}")
     try:
-        with raising("open", str(fresh)), fresh.open("wb") as opened:
+        with raising("open", str(fresh)), files_of_any_size(), fresh.open("wb") as opened:
             opened.truncate(file_bytes(size_bytes))
             _mkfs(fresh)
             os.fsync(opened.fileno())
@@ -189,7 +190,8 @@ def make(file: Path, empty: Path) -> Filesystem:
             fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             failed.callback(os.close, fd)
             failed.callback(os.unlink, file)
-            _copy_data(empty, fd)
+            with files_of_any_size():
+                _copy_data(empty, fd)
         with loop.attached(fd, str(file)) as device:
             made = _opened(fd, device)
         failed.pop_all()

@@ -8,7 +8,9 @@ agent that was started with `ulimit` would hand its own limits on.
 from __future__ import annotations
 
 import resource
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -78,3 +80,19 @@ def _of_first(number: int) -> int:
         return known(resource.prlimit(1, number)[1])
     except OSError:  # somebody else's: a user namespace, an LSM
         return known(resource.getrlimit(number)[1])
+
+
+_one_at_a_time = threading.RLock()
+
+
+@contextmanager
+def files_of_any_size() -> Iterator[None]:
+    """RLIMIT_FSIZE up to its hard limit meanwhile: what this process was given for its own files
+    is not meant for its tasks'. It is a limit of the process, hence one thread at a time."""
+    with _one_at_a_time:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

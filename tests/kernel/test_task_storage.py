@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -255,7 +256,8 @@ async def test_the_task_that_takes_most_is_stopped_before_the_hosts_disk_is_full
 
 
 async def test_below_the_floor_no_task_is_taken(small: Agent, tiny: str) -> None:
-    (small.state_dir / "filler").write_bytes(bytes(220 * MIB))
+    with (small.state_dir / "filler").open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 220 * MIB)
     with pytest.raises(InvalidParameterException, match="Capacity is unavailable"):
         await begin(small, container(tiny, "app", "true"))
     (small.state_dir / "filler").unlink()

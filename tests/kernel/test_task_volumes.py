@@ -163,11 +163,14 @@ async def test_on_the_host_it_has_the_tasks_ids_and_it_dies_with_the_task(
     script = "echo x > /v/mine; chown 1000 /v/mine; echo ready; exec sleep 1000"
     task = await started(agent, container(tiny, "app", script, mount_points=at("/v")), volumes=DATA)
     await heard(agent, task, "ready")
-    file = state_dir / "tasks" / task / "volumes/data/mine"
+    supervisor = agent.supervisors.get(task)
+    assert supervisor is not None and supervisor.scene.storage is not None
+    file = supervisor.scene.storage.volume("data") / "mine"
     assert file.stat().st_uid == agent.tasks.describe(task).desired.id_base + 1000
     await killed(agent, task)
+    assert not file.exists()
     left = {path.name for path in (state_dir / "tasks" / task).rglob("*")}
-    assert left.isdisjoint({"volumes", "data", "mine", "upper", "work"})
+    assert left.isdisjoint({"volumes", "data", "mine", "upper", "work", "storage.ext4"})
     assert "log" in left
 
 
