@@ -21,6 +21,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -191,6 +192,7 @@ class Log:
         clock: Callable[[], float],
         reserve: Reserve | None,
     ) -> Self:
+        _check_files(path)
         if not path.exists():
             _create(path)
         with _explained(path):
@@ -380,6 +382,26 @@ class Log:
 
 def _wal(path: Path) -> Path:
     return path.with_name(f"{path.name}-wal")
+
+
+def _check_files(path: Path) -> None:
+    """Refuse what SQLite would take for less than it is.
+
+    It would open the file behind a link, with a WAL beside that one; and a file whose WAL was taken
+    away, as it was when that was last moved: then a sweep would end what runs. A store that was
+    closed has neither WAL nor index; both are made in this order and removed in the reverse one.
+    """
+    wal, index = _wal(path), path.with_name(f"{path.name}-shm")
+    for file in (path, wal):
+        if os.path.lexists(file) and not stat.S_ISREG(file.lstat().st_mode):
+            raise StoreError(
+                f"{file} is not a regular file: move it away, or choose another state directory"
+            )
+    if path.exists() and index.exists() and not wal.exists():
+        raise StoreError(
+            f"{wal} is missing, which held what was written last: restore it, or remove {index} to"
+            f" go on with what {path} knows"
+        )
 
 
 def _sync_directory(path: Path) -> None:
