@@ -38,7 +38,7 @@ from sandbox.images.rootfs import RootfsStore
 from sandbox.kernel import filesystems, oom
 from sandbox.kernel.cgroups import CgroupTree
 from sandbox.kernel.filesystems import FilesystemPool
-from sandbox.kernel.idranges import IdRanges
+from sandbox.kernel.idranges import CLAIMS, IdRanges
 from sandbox.kernel.slots import SlotPool
 from sandbox.model import fargate, names
 from sandbox.model.fargate import Era
@@ -163,11 +163,13 @@ async def open_agent(
     config = read_config(settings or {})
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(_hold(state_dir))
-        identity, is_copy = _identify(state_dir)
+        identity, kept = _identify(state_dir)
         store = SqliteStore.open(state_dir / "store.db", reserve=state_dir / "reserve")
         stack.push_async_callback(_close_store, store)
+        if kept is None:
+            _check_nothing_runs(state_dir, store)
         failpoints = Failpoints(os.environ.get("SANDBOX_FAILPOINT", ""))
-        if is_copy:
+        if kept not in (None, identity):  # it is a copy
             await _record_as_lost(store)
         failpoints.reach("identity.do")
         _keep(identity, state_dir)
@@ -312,8 +314,8 @@ def _hold(state_dir: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def _identify(state_dir: Path) -> tuple[Identity, bool]:
-    """Who this directory's agent is, and whether the directory is a copy of another one's.
+def _identify(state_dir: Path) -> tuple[Identity, Identity | None]:
+    """Who this directory's agent is, and what was written down: another one's in a copy.
 
     Written down (`_keep`) only after the tasks of a copy were recorded as lost: if we die before
     that, it is still seen to be a copy.
@@ -327,14 +329,23 @@ def _identify(state_dir: Path) -> tuple[Identity, bool]:
     )
     path = state_dir / "instance"
     try:
-        kept = msgspec.json.decode(path.read_bytes(), type=Identity)
-    except FileNotFoundError:
-        kept = None
+        with _usable(path):
+            kept = msgspec.json.decode(path.read_bytes(), type=Identity) if path.exists() else None
     except msgspec.DecodeError as error:
         raise ConfigError(f"{path}: {error}: remove the file if no task of it runs") from None
     if kept is not None and kept.is_of(here):
-        return kept, False
-    return here, kept is not None
+        return kept, kept
+    return here, kept
+
+
+def _check_nothing_runs(state_dir: Path, store: SqliteStore) -> None:
+    """Whose it would be, in a directory that does not say who its agent is. No claim outlives a
+    reboot, nor does what runs."""
+    if any((CLAIMS / f"{first}").exists() for first in _ranges_in_use(store)):
+        raise ConfigError(
+            f"{state_dir}/instance is missing, but tasks of it run: restore it, or choose another"
+            " state directory"
+        )
 
 
 def _keep(identity: Identity, state_dir: Path) -> None:
