@@ -48,30 +48,36 @@ static uint64_t start_time_of(int pid) {
     return at ? strtoull(at, NULL, 10) : 0;
 }
 
-/* Renamed into place, so that a reader finds all of it or nothing. */
-static void write_status(const char *name, const char *aside, int flags, const char *text) {
-    int fd = openat(STATUS_FD, aside, O_WRONLY | O_CLOEXEC | flags, 0600);
-    if (fd < 0 || write(fd, text, strlen(text)) != (ssize_t)strlen(text))
+/* Renamed into place, so that a reader finds all of it or nothing. The file then has `size` bytes:
+ * of what was reserved for it the rest stays, or goes. */
+static void write_status(const char *name, const char *aside, const char *text, size_t size) {
+    int fd = openat(STATUS_FD, aside, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0)
         return;
+    int whole =
+        write(fd, text, strlen(text)) == (ssize_t)strlen(text) && ftruncate(fd, (off_t)size) == 0;
     close(fd);
-    renameat(STATUS_FD, aside, STATUS_FD, name);
+    if (whole)
+        renameat(STATUS_FD, aside, STATUS_FD, name);
 }
 
 #define EXIT_SIZE 96
 #define EXIT_LOSSES 64 /* where they begin: the line before them is shorter */
+#define PID_SIZE 512
 
-/* A full disk must not swallow how the container ended: the room for it is taken beforehand. */
-static int reserve_exit(void) {
-    char blank[EXIT_SIZE];
-    memset(blank, ' ', sizeof blank);
-    int fd = openat(STATUS_FD, "exit.new", O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    if (fd < 0 || write(fd, blank, sizeof blank) != (ssize_t)sizeof blank)
+/* A full disk must not swallow who runs, or the next agent takes a container for lost, nor how it
+ * ended: the room for both is taken beforehand. */
+static int reserve(const char *aside, size_t size) {
+    char blank[PID_SIZE];
+    memset(blank, ' ', size);
+    int fd = openat(STATUS_FD, aside, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0 || write(fd, blank, size) != (ssize_t)size)
         return -1;
     return close(fd);
 }
 
 static void write_pids(int init, uint64_t init_start, int terminal) {
-    char text[512];
+    char text[PID_SIZE];
     int at =
         snprintf(text, sizeof text, "keeper %d %llu\ninit %d %llu\n", getpid(),
                  (unsigned long long)start_time_of(getpid()), init, (unsigned long long)init_start);
@@ -83,7 +89,7 @@ static void write_pids(int init, uint64_t init_start, int terminal) {
         at += snprintf(text + at, sizeof text - (size_t)at, "userns %d\n", (int)user->n[0]);
     if (net)
         snprintf(text + at, sizeof text - (size_t)at, "netns %d\n", (int)net->n[0]);
-    write_status("pid", "pid.new", O_CREAT | O_TRUNC, text);
+    write_status("pid", "pid.new", text, strlen(text));
 }
 
 static void report(uint32_t kind, uint32_t record, int32_t value, uint64_t start_time) {
@@ -92,7 +98,7 @@ static void report(uint32_t kind, uint32_t record, int32_t value, uint64_t start
         char text[96];
         snprintf(text, sizeof text, "%s %u %d %llu\n", kind == REPORT_ENDED ? "ended" : "failed",
                  record, value, (unsigned long long)r.at_ns);
-        write_status("exit", "exit.new", O_CREAT, text);
+        write_status("exit", "exit.new", text, EXIT_SIZE);
     }
     /* The agent may be gone; it finds the file. */
     if (write(REPORT_FD, &r, sizeof r) < 0)
@@ -324,8 +330,8 @@ static int keep(unsigned descriptors) {
     umask(077);
     hold_lock();
     load_program();
-    if (reserve_exit())
-        give_up("exit");
+    if (reserve("exit.new", EXIT_SIZE) || reserve("pid.new", PID_SIZE))
+        give_up("status");
     int signals = signalfd(-1, &handled, SFD_CLOEXEC | SFD_NONBLOCK);
     if (signals < 0 || streams_make(&streams, &program))
         give_up("streams");
