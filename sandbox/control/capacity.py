@@ -18,6 +18,7 @@ import psutil
 
 from sandbox.control.floor import Disk
 from sandbox.errors import InvalidParameterException
+from sandbox.kernel.native import raising
 from sandbox.model.task import Size, promised
 
 UNAVAILABLE: Final = (
@@ -89,6 +90,7 @@ class Memory:
         """Total, and available without swapping."""
         now = time.monotonic()
         if now - self._read_at >= _FRESH_S:
-            memory = psutil.virtual_memory()
+            with raising("read", "/proc/meminfo"):
+                memory = psutil.virtual_memory()
             self._found, self._read_at = (memory.total, memory.available), now
         return self._found

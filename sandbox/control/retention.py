@@ -9,15 +9,19 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
+import structlog
 import trio
 
 from sandbox.control.tasks import Tasks
-from sandbox.errors import NotFound
+from sandbox.errors import KernelError, NotFound
 from sandbox.model.task import Status, TaskView
 from sandbox.store import rows
 from sandbox.store.base import Store
 
 _RESYNC_S: Final = 60.0
+_RETRY_S: Final = 1.0
+
+log = structlog.get_logger()
 
 
 class Settings(Protocol):
@@ -41,7 +45,7 @@ def expired(views: Iterable[TaskView], now: float, kept_s: float, kept: int) -> 
 async def serve(store: Store, tasks: Tasks, settings: Callable[[], Settings]) -> None:
     """Until cancelled. Looks after each change of a task, and once a minute."""
     while True:
-        after = store.revision
+        after, again_s = store.revision, _RESYNC_S
         now, limits = time.time(), settings()
         for task in expired(
             tasks.list(), now, limits.stopped_tasks_kept_s, limits.stopped_tasks_kept
@@ -50,12 +54,15 @@ async def serve(store: Store, tasks: Tasks, settings: Callable[[], Settings]) ->
                 await tasks.remove(task)
             except NotFound:
                 continue  # somebody removed it meanwhile
-        await _wait(store, after)
+            except KernelError as error:
+                log.error("not removed yet", task=task, error=str(error))
+                again_s = _RETRY_S
+        await _wait(store, after, again_s)
 
 
-async def _wait(store: Store, after: int) -> None:
-    """For a stopped task that must go at once, or for the next minute."""
-    with trio.move_on_after(_RESYNC_S):
+async def _wait(store: Store, after: int, seconds: float) -> None:
+    """For a stopped task that must go at once, and not longer."""
+    with trio.move_on_after(seconds):
         async for change in store.watch(rows.TASKS, after):
             if not change.key.endswith("/known") or change.value is None:
                 continue

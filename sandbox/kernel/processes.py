@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import os
 
+from sandbox.errors import KernelError
+from sandbox.kernel.native import raising
+
 
 def start_time(pid: int) -> int | None:
     """None when there is no such process."""
@@ -22,26 +25,37 @@ def is_zombie(pid: int) -> bool:
 
 def open_process(pid: int, started: int) -> int | None:
     """A pidfd, if that process is still the one that was meant."""
+    with raising("pidfd_open", f"{pid}"):
+        try:
+            fd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return None
     try:
-        fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return None
-    if start_time(pid) == started:
+        is_meant = start_time(pid) == started
+    except KernelError:
+        os.close(fd)
+        raise
+    if is_meant:
         return fd
     os.close(fd)
     return None
 
 
 def _stat(pid: int) -> list[bytes] | None:
-    """From the third field on: what is behind the name, which may hold blanks and ")"."""
-    try:
-        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        text = os.read(fd, 4096)
-    except OSError:
-        return None  # it ended meanwhile
-    finally:
-        os.close(fd)
+    """From the third field on: what is behind the name, which may hold blanks and ")".
+
+    Raises KernelError where it cannot be read: that is no answer to whether there is a process.
+    """
+    path = f"/proc/{pid}/stat"
+    with raising("read", path):
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            text = os.read(fd, 4096)
+        except ProcessLookupError:
+            return None  # it ended meanwhile
+        finally:
+            os.close(fd)
     return text[text.rindex(b")") + 2 :].split()

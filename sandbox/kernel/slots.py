@@ -74,7 +74,8 @@ async def make(
     slots: list[Slot] = []
     with ExitStack() as undo:
         undo.callback(lambda: _close_all(slots))
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with raising("socketpair", "slot"):
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours:
             with theirs:
                 arguments = [str(program), *map(str, ranges), *_present(sysctls)]
@@ -107,8 +108,8 @@ def _present(sysctls: Sequence[str]) -> list[str]:
 
 async def _receive(ours: socket.socket) -> Slot | None:
     """The next slot, None at the end; KernelError when the program reports a failure."""
-    await trio.lowlevel.wait_readable(ours)
     with raising("recvmsg", "slot"):
+        await trio.lowlevel.wait_readable(ours)
         # Not socket.recv_fds: it drops its flags, and the descriptors would survive an exec.
         space = socket.CMSG_SPACE(_FDS.size)
         data, control, _, _ = ours.recvmsg(_REPORT.size, space, socket.MSG_CMSG_CLOEXEC)

@@ -87,6 +87,7 @@ class Containers:
         try:
             keeper = await launch.start(self._scene, definition, attempt, streams)
         except StartFailed as error:
+            self.kill(name)  # it may have run, and not be held
             self._note_failure(name, *start_failure(error))
             return
         except InvalidParameterException as error:

@@ -80,6 +80,8 @@ class Target:
             keeper = await keepers.start(program, binary=self.node.keeper, status_dir=status_dir)
             return Command(keeper, nest)
         except BaseException as error:
+            with contextlib.suppress(KernelError):
+                await _kill(nest)  # it may have run, and not be held
             await _discard(status_dir, nest)
             if isinstance(error, StartFailed):
                 raise await self._refused(error, request.command[0]) from None
@@ -159,8 +161,7 @@ class Command:
         """Let go of it; `kill` ends it before, and everything that it has started."""
         with trio.CancelScope(shield=True):
             if kill:
-                self._cgroup.kill()
-                await self._cgroup.wait_empty(_KILL_TIMEOUT_S)
+                await _kill(self._cgroup)
             await self.keeper.see_out()
             self.keeper.close()
             await _discard(self.keeper.status_dir, self._cgroup)
@@ -216,6 +217,12 @@ async def end_all(container_dir: Path, cgroup: Cgroup | None) -> None:
         await _discard(status_dir, nest)
     for fence in fences:  # a keeper that comes late finds no place for its lock
         os.close(fence)
+
+
+async def _kill(cgroup: Members) -> None:
+    with trio.CancelScope(shield=True):
+        cgroup.kill()
+        await cgroup.wait_empty(_KILL_TIMEOUT_S)
 
 
 async def _discard(status_dir: Path, cgroup: Members | None) -> None:

@@ -26,6 +26,7 @@ import trio
 
 from sandbox.errors import InvalidParameterException, KernelError
 from sandbox.kernel import native
+from sandbox.kernel.native import raising
 from sandbox.kernel.processes import is_zombie, open_process, start_time
 from sandbox.kernel.program import Program
 from sandbox.model.task import KeeperIdentity
@@ -170,8 +171,12 @@ class Keeper:
         try:
             number = _read_pid_file(self.status_dir)[what][0]
             return native.pidfd_getfd(self._process, number)
-        except (OSError, ValueError, KeyError, KernelError):
+        except (ValueError, KeyError):
             return None
+        except KernelError as error:
+            if error.errno in (errno.ESRCH, errno.EBADF):  # it has gone, or is about to
+                return None
+            raise
 
     async def wait(self) -> Ended | Failed | Lost:
         """How the container's first process ended. May be called again after a cancellation."""
@@ -260,7 +265,8 @@ async def start(
 ) -> Keeper:
     """Start a container; returns once its program runs. `status_dir` is made and must be new.
 
-    Raises StartFailed naming the record. A cancelled caller leaves the keeper running: find it.
+    Raises StartFailed naming the record; what may have begun to run then is the caller's to kill,
+    by its cgroup. A cancelled caller leaves the keeper running: find it.
     """
     with trio.CancelScope(shield=True):
         child, report = _launch(program, binary, status_dir)
@@ -273,13 +279,14 @@ async def start(
                 pid=pid, start_time=start_time(pid) or 0, init_pid=value, init_start_time=started
             )
             try:
-                process = os.pidfd_open(pid)  # our own child: nobody else has that number yet
-            except OSError as error:
-                os.close(report)
-                raise _kernel("pidfd_open", pid, error) from None
-            return Keeper(status_dir, identity, process, report, at_ns / 1e9)
+                return _held(status_dir, identity, report, at_ns / 1e9)
+            except KernelError as error:
+                unheld = StartFailed(error, is_exec=False)
+                os.kill(pid, signal.SIGKILL)
         os.close(report)
         await _reap(pid)
+    if kind == _STARTED:
+        raise unheld
     if kind == _FAILED:
         raise StartFailed(program.error(record, value), is_exec=program.is_exec(record))
     failure = KernelError("keeper", str(binary), child.errno or errno.ECHILD)
@@ -323,20 +330,27 @@ async def _first_report(report: int) -> tuple[int, int, int, int, int]:
     return kind, record, value, started, at_ns
 
 
-async def _reap(pid: int) -> None:
-    fd = os.pidfd_open(pid)
+def _held(status_dir: Path, identity: KeeperIdentity, report: int, started_at: float) -> Keeper:
+    process = open_process(identity.pid, identity.start_time)
     try:
-        await trio.lowlevel.wait_readable(fd)
-        os.waitid(os.P_PIDFD, fd, os.WEXITED)
-    finally:
-        os.close(fd)
+        return Keeper(status_dir, identity, process, report, started_at)
+    except KernelError:
+        if process is not None:
+            os.close(process)
+        raise
+
+
+async def _reap(pid: int) -> None:
+    """Our child, which is ending. Without a descriptor: there may be none left."""
+    while os.waitpid(pid, os.WNOHANG) == (0, 0):
+        await trio.sleep(_LOOK_S)
 
 
 def read_exit(status_dir: Path) -> Ended | Failed | None:
     """What the keeper wrote down, None when there is nothing (yet)."""
     try:
-        word, record, value, at_ns = _read_exit_file(status_dir)[0].split()
-    except (OSError, ValueError, IndexError):
+        word, record, value, at_ns = _read_lines(status_dir / "exit")[0].split()
+    except (ValueError, IndexError):
         return None
     at = int(at_ns) / 1e9
     if word == "ended":
@@ -350,17 +364,22 @@ def read_losses(status_dir: Path) -> tuple[str, ...]:
     A client that only went away is none of them: it wanted no more.
     """
     try:
-        lines = [line.split() for line in _read_exit_file(status_dir)[1:]]
+        lines = [line.split() for line in _read_lines(status_dir / "exit")[1:]]
         return tuple(
             f"{STREAMS[int(stream)]}: {os.strerror(int(error))}: output was lost"
             for _, stream, error in filter(None, lines)
         )
-    except (OSError, ValueError, KeyError):
+    except (ValueError, KeyError):
         return ()
 
 
-def _read_exit_file(status_dir: Path) -> list[str]:
-    return (status_dir / "exit").read_text().splitlines()
+def _read_lines(path: Path) -> list[str]:
+    """None of a file that is not there. That it cannot be read now does not mean that."""
+    with raising("read", str(path)):
+        try:
+            return path.read_text().splitlines()
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
 
 async def find(status_dir: Path, fences: list[int]) -> Keeper | Ended | Failed | Lost:
@@ -376,8 +395,10 @@ async def find(status_dir: Path, fences: list[int]) -> Keeper | Ended | Failed |
                     process = open_process(identity.pid, identity.start_time)
                     return Keeper(status_dir, identity, process, None, began_at(status_dir))
                 await trio.sleep(_LOOK_S)
-    except FileNotFoundError:
-        return Lost()
+    except KernelError as error:
+        if error.errno == errno.ENOENT:
+            return Lost()
+        raise
     _reap_ours(status_dir)
     return read_exit(status_dir) or Lost()
 
@@ -391,12 +412,15 @@ def _reap_ours(status_dir: Path) -> None:
 
 
 def _take_lock(status_dir: Path, fences: list[int]) -> bool:
-    fd = os.open(status_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with raising("open", str(status_dir)):
+        fd = os.open(status_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError as error:
         os.close(fd)
-        return False
+        if isinstance(error, BlockingIOError):
+            return False
+        raise _kernel("flock", status_dir, error) from None
     fences.append(fd)
     return True
 
@@ -415,7 +439,7 @@ def began_at(status_dir: Path) -> float:
 
 
 def _read_pid_file(status_dir: Path) -> dict[str, list[int]]:
-    lines = (status_dir / "pid").read_text().splitlines()
+    lines = _read_lines(status_dir / "pid")
     return {word: [int(n) for n in numbers] for word, *numbers in map(str.split, lines)}
 
 
@@ -424,7 +448,7 @@ def _read_identity(status_dir: Path) -> KeeperIdentity | None:
     try:
         facts = _read_pid_file(status_dir)
         (pid, started), (init_pid, init_started) = facts["keeper"], facts["init"]
-    except (OSError, ValueError, KeyError):
+    except (ValueError, KeyError):
         return None
     return KeeperIdentity(
         pid=pid, start_time=started, init_pid=init_pid, init_start_time=init_started

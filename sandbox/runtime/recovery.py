@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox.kernel.cgroups import Cgroup
+from sandbox.kernel.native import raising
 from sandbox.runtime import execs
 from sandbox.runtime import keeper as keepers
 from sandbox.runtime.keeper import Ended, Failed, Keeper, Lost
@@ -50,8 +51,9 @@ async def look(container_dir: Path, cgroup: Cgroup | None, fences: list[int]) ->
 
 
 def _starts(container_dir: Path) -> list[int]:
-    try:
-        parts = [entry.partition(".") for entry in os.listdir(container_dir)]
-    except FileNotFoundError:
-        return []
+    with raising("readdir", str(container_dir)):
+        try:
+            parts = [entry.partition(".") for entry in os.listdir(container_dir)]
+        except FileNotFoundError:
+            return []
     return [int(number) for word, _, number in parts if word == "run" and number.isdecimal()]

@@ -22,7 +22,7 @@ from typing import Final
 import msgspec
 import trio
 
-from sandbox.errors import SandboxError, TaskFailed
+from sandbox.errors import KernelError, SandboxError, TaskFailed
 from sandbox.kernel.slots import Slot
 from sandbox.model import names
 from sandbox.model.request import Streams
@@ -299,7 +299,10 @@ class Supervisor:
         self.record.save_event(6, last_status=Status.STOPPED, stopped_at=time.time())
         self.record.settle()
         if is_undone:
-            self._node.ranges.release(self._desired.id_base)
+            try:
+                self._node.ranges.release(self._desired.id_base)
+            except KernelError as error:  # the next agent gives it back
+                self._node.log.error("ids stay taken", task=self._desired.id, error=str(error))
 
 
 def _first(group: BaseExceptionGroup[SandboxError]) -> SandboxError:

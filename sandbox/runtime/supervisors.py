@@ -97,6 +97,8 @@ class Supervisors:
                     self._node.log.exception("supervisor failed", task=task, error=repr(group))
                     await trio.sleep(2**attempt * 0.05)
                     reason = f"ResourceInitializationError: {_first(group)}"
+                if supervisor.record.known.last_status is Status.STOPPED:
+                    return  # all was done; by now its row may be gone
                 supervisor = self._again(supervisor, reason)
             await supervisor.give_up()
         finally:
