@@ -186,6 +186,7 @@ async def open_agent(
         async with trio.open_nursery() as nursery:
             if node.filesystems is not None:
                 nursery.start_soon(node.filesystems.serve)
+            nursery.start_soon(store.until_broken)
             await nursery.start(node.slots.serve)
             await nursery.start(agent.supervisors.serve)
             nursery.start_soon(owners.serve, node.store, agent.tasks.stop)

@@ -23,6 +23,7 @@ import os
 import sqlite3
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -97,9 +98,9 @@ class Reserve:
         self._every_s = every_s
         self._next = 0.0
 
-    def take(self, now: float) -> None:
+    def take(self) -> None:
         """Now and then, if it is not there and leaves three times as much to others."""
-        if now < self._next:
+        if (now := time.monotonic()) < self._next:
             return
         self._next = now + self._every_s
         with suppress(OSError):
@@ -180,7 +181,7 @@ class Log:
     ) -> Self:
         log = _with_room(reserve, lambda: cls._open(path, keep, keep_bytes, clock, reserve))
         if reserve is not None:
-            reserve.take(clock())
+            reserve.take()
         return log
 
     @classmethod
@@ -196,9 +197,11 @@ class Log:
         if not path.exists():
             _create(path)
         with _explained(path):
+            with closing(_connect(path, "ro")) as db:
+                _check(path, db)  # who only reads moves no WAL: what is refused stays as it is
             db = _connect(path)
             try:
-                _check(path, db)
+                _prepare(path, db)
                 return cls(path, db, keep, keep_bytes, clock, reserve)
             except BaseException:
                 db.close()
@@ -302,7 +305,7 @@ class Log:
         """Cut the log a little when it has grown an eighth beyond its bounds; look after the
         reserve."""
         if self._reserve is not None:
-            self._reserve.take(self.clock())
+            self._reserve.take()
         many = self.revision - self.floor > self._keep + self._keep // 8
         big = self._bytes > self._keep_bytes + self._keep_bytes // 8
         if many or big:
@@ -351,6 +354,11 @@ class Log:
                 self._db.executescript(f"PRAGMA incremental_vacuum({pages})")
 
     # -----------------------------------------------------------------------------------------
+
+    @property
+    def broken(self) -> str | None:
+        """Why nothing is written any more."""
+        return self._broken
 
     def _check_whole(self) -> None:
         if self._broken is not None:
@@ -412,10 +420,10 @@ def _sync_directory(path: Path) -> None:
         os.close(fd)
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _connect(path: Path, mode: str = "rw") -> sqlite3.Connection:
     """Open an existing file; transactions are ours to begin and end."""
     return sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode=rw",
+        f"{path.absolute().as_uri()}?mode={mode}",
         uri=True,
         isolation_level=None,
         timeout=_PATIENCE_S,
@@ -451,7 +459,7 @@ def _create(path: Path) -> None:
 
 
 def _check(path: Path, db: sqlite3.Connection) -> None:
-    """Refuse what is not a whole store of this version; leave the connection in WAL mode."""
+    """Refuse what is not a whole store of this version."""
     size = path.stat().st_size
     if size < _HEADER_BYTES:
         raise StoreError(_damaged(path, f"it has {size} bytes"))
@@ -464,15 +472,18 @@ def _check(path: Path, db: sqlite3.Connection) -> None:
             f"{path} has schema {version} and this Sandbox knows {SCHEMA_VERSION}: "
             "use the newer Sandbox that wrote it, or another state directory"
         )
+    (fault,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    if fault != "ok":
+        raise StoreError(_damaged(path, fault.splitlines()[-1]))
+
+
+def _prepare(path: Path, db: sqlite3.Connection) -> None:
     (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         raise StoreError(f"{path} is on a file system without shared memory maps: use a local disk")
     db.execute(f"PRAGMA journal_size_limit = {_WAL_LEFT_BYTES}")
     db.execute("PRAGMA synchronous = NORMAL")
     db.execute("PRAGMA wal_autocheckpoint = 0")
-    (fault,) = db.execute("PRAGMA quick_check(1)").fetchone()
-    if fault != "ok":
-        raise StoreError(_damaged(path, fault.splitlines()[-1]))
 
 
 def _damaged(path: Path, how: str) -> str:

@@ -31,6 +31,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 _LINGER_S = 0.005
 """How long what is posted waits for more of it: what a reader does not notice."""
+_TELL_S = 0.1
 _RECENT = 512
 """Log entries that are kept in memory for watches: several launches of several tasks at once."""
 _PAGE = 64
@@ -57,6 +58,7 @@ class SqliteStore:
         self._thread = trio.CapacityLimiter(1)
         """In which it waits: whatever else has threads, this one is free."""
         self._synced = 0
+        self._breach = trio.Event()
         self._is_moving = False
         """The WAL is being moved into the file, or is about to be."""
         self._is_closed = False
@@ -170,6 +172,13 @@ class SqliteStore:
                     await trio.to_thread.run_sync(self._log.close, limiter=self._thread)
                 self._synced = self._log.revision  # the WAL was moved, and synced for that
 
+    async def until_broken(self) -> None:
+        """Raises StoreError once nothing is written any more: rows may be there that were refused,
+        and nobody looks after them. A moment later, so that who was refused hears of it."""
+        await self._breach.wait()
+        await trio.sleep(_TELL_S)
+        raise StoreError(self._log.broken)
+
     # Writing ---------------------------------------------------------------------------------
 
     async def _write_posted(self) -> None:
@@ -197,6 +206,7 @@ class SqliteStore:
         try:
             self._log.append(batch.changes, batch.prevs)
         except StoreError as error:
+            self._note_breach()
             if batch.has_posted:
                 self._unheard = StoreError(str(error))
             raise
@@ -222,7 +232,10 @@ class SqliteStore:
                 if self._synced < rev:
                     self._check_open()
                     newest = self._log.revision
-                    await trio.to_thread.run_sync(self._log.sync, limiter=self._thread)
+                    try:
+                        await trio.to_thread.run_sync(self._log.sync, limiter=self._thread)
+                    finally:
+                        self._note_breach()
                     self._synced = newest
 
     async def _move(self) -> None:
@@ -237,6 +250,11 @@ class SqliteStore:
                         self._log.checkpoint()
         finally:
             self._is_moving = False
+            self._note_breach()
+
+    def _note_breach(self) -> None:
+        if self._log.broken is not None:
+            self._breach.set()
 
     # Reading ---------------------------------------------------------------------------------
 

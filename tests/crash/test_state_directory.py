@@ -38,22 +38,27 @@ def a_directory(path: Path) -> None:
 
 
 def put_away(path: Path, kept: Path) -> None:
-    """What keepers have open stays the same; what is a file may be damaged in its place."""
+    """What keepers have open stays the same; a file may be damaged in its place. The files of a
+    store are one thing."""
     if path.is_dir():
-        path.rename(kept)
-    else:
-        shutil.copy2(path, kept)
+        path.rename(kept / path.name)
+    for file in path.parent.glob(f"{path.name}*"):
+        shutil.copy2(file, kept)
 
 
 def put_back(path: Path, kept: Path) -> None:
-    if path.is_dir():
-        path.rmdir()
-    kept.rename(path)
+    for file in path.parent.glob(f"{path.name}*"):
+        if file.is_dir():
+            file.rmdir()
+        else:
+            file.unlink()
+    for file in kept.iterdir():
+        file.rename(path.with_name(file.name))
 
 
 def names(site: Site) -> set[str]:
-    """Of all files; SQLite moves a WAL into its file, and makes the index anew."""
-    return {str(p) for p in site.state.rglob("*") if not p.name.startswith("store.db-")}
+    """Of all files; the index of the store is made anew by whoever opens it."""
+    return {str(p) for p in site.state.rglob("*") if p.name != "store.db-shm"}
 
 
 def a_file(path: Path) -> None:
@@ -100,6 +105,7 @@ async def test_a_damaged_state_directory_is_refused_and_nothing_is_lost(
     (keeper,) = site.keepers()
     cgroups, claims = set(own_cgroups(site)), set(site.claims())
     file, kept = site.state / name, tmp_path / "kept"
+    kept.mkdir()
     put_away(file, kept)
     damage(file)
     before = names(site)

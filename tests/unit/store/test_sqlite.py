@@ -230,6 +230,8 @@ async def test_after_a_failed_sync_nothing_is_written_any_more(
         patch.setattr(os, "fdatasync", fail)
         with pytest.raises(StoreError, match="sync: Input/output error"):
             await store.txn({"a": Number(1)})
+    with trio.fail_after(5), pytest.raises(StoreError, match="sync: Input/output error"):
+        await store.until_broken()
     for durable in (True, False):
         with pytest.raises(StoreError, match="until the store is opened again"):
             await store.txn({"a": Number(2)}, durable=durable)
