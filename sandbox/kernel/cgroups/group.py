@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from sandbox.kernel.cgroups.files import Cpu, CpuV1, CpuV2, Memory, MemoryV1, MemoryV2, Pids
@@ -89,8 +90,13 @@ class Cgroup(Members):
         """
         if self._tasks_fds is None:
             path = f"{self._directory}/tasks"
-            legacy = self._branches.legacy
-            self._tasks_fds = tuple(branch.open(path, os.O_WRONLY) for branch in legacy)
+            with ExitStack() as undo:
+                fds = []
+                for branch in self._branches.legacy:
+                    fds.append(branch.open(path, os.O_WRONLY))
+                    undo.callback(os.close, fds[-1])
+                undo.pop_all()
+            self._tasks_fds = tuple(fds)
         return self._tasks_fds
 
     def set(self, limits: Limits) -> None:
