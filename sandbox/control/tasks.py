@@ -13,7 +13,9 @@ import heapq
 import os
 import signal as signals
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from itertools import chain
 from typing import Final, Literal
 
 import msgspec
@@ -516,8 +518,13 @@ class _Logs:
         self._tails: dict[tuple[str, int], Tail] = {}
 
     def read(self) -> Iterator[LogRecord]:
+        """A container's starts follow each other, also where the clock was set back between."""
         self._find_starts()
-        return heapq.merge(*(t.read() for t in self._tails.values()), key=lambda r: r.at_ns)
+        starts: defaultdict[str, list[Tail]] = defaultdict(list)
+        for (name, _), tail in sorted(self._tails.items()):
+            starts[name].append(tail)
+        each = [chain.from_iterable(t.read() for t in tails) for tails in starts.values()]
+        return heapq.merge(*each, key=lambda record: record.at_ns)
 
     def _find_starts(self) -> None:
         for name, directory in self._directories.items():

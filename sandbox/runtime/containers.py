@@ -17,6 +17,7 @@ import trio
 
 from sandbox.errors import InvalidParameterException, KernelError, SandboxError
 from sandbox.images.documents import Image, ImageConfig
+from sandbox.kernel.processes import age
 from sandbox.kernel.slots import Slot
 from sandbox.model import names
 from sandbox.model.observed import ExecRequest
@@ -159,7 +160,7 @@ class Containers:
         known = self._record.container(name)
         is_known = known.last_status == "STOPPED" and known.attempt == found.attempt
         self._note_start(name, found)
-        if not is_known or self._shall_restart(name, found.outcome):
+        if not is_known or self._shall_restart(name, found.outcome, None):
             await self._after_end(name, found.outcome, None)
 
     def _note_start(self, name: str, found: Found) -> None:
@@ -211,7 +212,7 @@ class Containers:
     async def _after_end(
         self, name: str, end: Ended | Failed | Lost, keeper: Keeper | None
     ) -> None:
-        again = self._shall_restart(name, end)
+        again = self._shall_restart(name, end, keeper)
         if again:
             self._record.restarting.add(name)
         self._record_end(name, end)
@@ -252,14 +253,21 @@ class Containers:
 
     # Again, in place ------------------------------------------------------------------------
 
-    def _shall_restart(self, name: str, end: Ended | Failed | Lost) -> bool:
-        began = self._record.container(name).started_at or time.time()
+    def _shall_restart(self, name: str, end: Ended | Failed | Lost, keeper: Keeper | None) -> bool:
         return isinstance(end, Ended) and ordering.should_restart(
             self._scene.definition(name).restart_policy,
             exit_code=end.exit_code,
-            ran_s=end.at - began,
+            ran_s=self._ran_s(name, end, keeper),
             stopping=self._record.is_stopping or not self.may_restart,
         )
+
+    def _ran_s(self, name: str, end: Ended, keeper: Keeper | None) -> float:
+        """What ends under our eyes is measured by a clock that nobody sets. An end that was found
+        is older: only the two times that the keeper wrote down tell."""
+        known = self._record.container(name)
+        if keeper is not None and known.keeper is not None:
+            return age(known.keeper.init_start_time)
+        return end.at - (known.started_at or end.at)
 
     async def _restart(self, name: str, keeper: Keeper | None) -> None:
         """The same writable layer, a new program, its log beside that of the start before."""

@@ -6,12 +6,12 @@ a kill of the agent, and a power cut ends the containers that they are about any
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
+from sandbox.kernel.processes import age
 from sandbox.model.task import ContainerKnown, TaskKnown
 from sandbox.runtime.node import Failpoints
 from sandbox.runtime.ordering import Facts
@@ -76,7 +76,6 @@ class Record:
 
     def facts(self) -> Mapping[str, Facts]:
         """What `ordering` decides by."""
-        now = time.time()
         return {
             c.name: Facts(
                 started=c.started_at is not None,
@@ -84,7 +83,7 @@ class Record:
                 exit_code=c.exit_code,
                 health=c.health,
                 reason=c.reason,
-                age_s=now - (c.started_at or now),
+                age_s=age(c.keeper.init_start_time) if c.keeper else 0.0,
             )
             for c in self.known.containers
         }
