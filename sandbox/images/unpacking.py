@@ -130,7 +130,11 @@ class Unpacker:
         limits = self._limits
         numbers = (self._id_base, limits.stream_bytes, limits.entries, limits.file_bytes)
         arguments = ["unpack", *map(str, numbers)]
-        with reported("posix_spawn", self._program), contextlib.ExitStack() as opened:
+        with (
+            reported("posix_spawn", self._program),
+            contextlib.ExitStack() as opened,
+            contextlib.ExitStack() as kept,
+        ):
 
             def closed_later(fd: int) -> int:
                 opened.callback(os.close, fd)
@@ -143,23 +147,36 @@ class Unpacker:
 
             layer = inherited(os.open(directory, _DIRECTORY), 3)
             tar, stream = os.pipe()
-            stdin, stream = inherited(tar, 0), closed_later(stream)
+            kept.callback(os.close, stream)
+            stdin = inherited(tar, 0)
             with contextlib.suppress(OSError):  # fewer wake-ups; the default size is right too
                 fcntl.fcntl(stream, fcntl.F_SETPIPE_SZ, 1 << 20)
             report, report_end = os.pipe()
-            report, reporting = closed_later(report), inherited(report_end, 4)
+            kept.callback(os.close, report)
+            reporting = inherited(report_end, 4)
             null = (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)
             actions = [stdin, null, (os.POSIX_SPAWN_DUP2, 1, 2), layer, reporting]
             pid = os.posix_spawn(self._program, arguments, {}, file_actions=actions)
-            return _Run(pid, os.dup(stream), os.dup(report), limits.report_bytes)
+            run = _Run(pid, _pidfd_of(pid), stream, report, limits.report_bytes)
+            kept.pop_all()
+            return run
+
+
+def _pidfd_of(child: int) -> int:
+    try:
+        return os.pidfd_open(child)
+    except OSError:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        raise
 
 
 class _Run:
     """A started unpacker; `end` must be called."""
 
-    def __init__(self, pid: int, stream: int, report: int, report_limit: int) -> None:
+    def __init__(self, pid: int, pidfd: int, stream: int, report: int, report_limit: int) -> None:
         self._pid = pid
-        self._pidfd = os.pidfd_open(pid)
+        self._pidfd = pidfd
         self._pipe = trio.lowlevel.FdStream(report)
         self._report_limit = report_limit
         self.stream = stream
