@@ -8,7 +8,7 @@ import os
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,7 @@ from sandbox.control.images import Images
 from sandbox.errors import ClientException, ImageError, ImageNotFound, RegistryError
 from sandbox.images.documents import ImageConfig
 from sandbox.images.image_store import ImageStore
-from sandbox.images.layers import LayerStore
-from sandbox.images.registry import RegistryClient, Retries
+from sandbox.images.registry import RegistryClient
 from sandbox.model.task import (
     ContainerDefinition,
     ContainerKnown,
@@ -31,82 +30,23 @@ from sandbox.model.task import (
     TaskKnown,
 )
 from sandbox.store import rows
-from sandbox.store.sqlite import SqliteStore
 from scripts import skopeo
 from scripts.make_image import ARCHITECTURE, Layer, LayerWriter, Layout
 from tests.conftest import Registry
+from tests.kernel.pulling import Shelf, World, open_world
 from tests.unit.images.http_server import Answer, Asked, Server, reply, serving
-
-ROOT = Path(__file__).parents[2]
-ID_BASE = 1 << 30
-
-
-@dataclass
-class World:
-    """An image store and what it is made of."""
-
-    images: ImageStore
-    layers: LayerStore
-    store: SqliteStore
-    root: Path
-
-    def left(self) -> list[str]:
-        """All that lies in the image store's directory, names of digests shortened."""
-        found = [p for p in self.root.rglob("*") if len(p.relative_to(self.root).parts) == 3]
-        return sorted(f"{p.parent.parent.name}/{p.name[:8]}" for p in found)
 
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    subprocess.run([ROOT / "scripts/native", "unpack"], check=True)
-    root = tmp_path / "state"
-    root.mkdir()
-    store = SqliteStore.open(tmp_path / "store.db")
-    layers = LayerStore(root / "layers", unpacker=ROOT / "sandbox/_bin/unpack", id_base=ID_BASE)
-    async with RegistryClient(retries=Retries(pause_s=0.01)) as registry:
-        yield World(ImageStore(root, store, layers, registry), layers, store, root)
-    await store.aclose()
+    async with open_world(tmp_path) as one:
+        yield one
 
 
 @pytest.fixture
 async def server() -> AsyncIterator[Server]:
     async with serving() as one:
         yield one
-
-
-@dataclass
-class Shelf:
-    """Serves an OCI layout as a registry does; `before` may answer a request instead."""
-
-    server: Server
-    layout: Layout
-    before: Callable[[Asked], Answer | None] = lambda asked: None
-    blobs: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.server.handle = self.handle
-
-    @property
-    def name(self) -> str:
-        return f"{self.server.host}/shelf:latest"
-
-    def handle(self, asked: Asked) -> Answer:
-        if (answer := self.before(asked)) is not None:
-            return answer
-        _, _, kind, target = asked.path.strip("/").split("/")
-        if kind == "manifests" and not target.startswith("sha256:"):
-            index = json.loads((self.layout.directory / "index.json").read_text())
-            target = index["manifests"][-1]["digest"]
-        if kind == "blobs":
-            self.blobs.append(target)
-        content = self.read(target)
-        start = int(asked.headers.get("range", "bytes=0-")[6:-1])
-        span = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        status = "206 Partial Content" if start else "200 OK"
-        return reply(status, content[start:], Content_Range=span)
-
-    def read(self, digest: str) -> bytes:
-        return (self.layout.directory / "blobs/sha256" / digest[7:]).read_bytes()
 
 
 def with_file(name: str, content: bytes) -> Callable[[LayerWriter], None]:
