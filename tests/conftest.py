@@ -1,9 +1,10 @@
 """What every test finds: a real registry, and a check that it left nothing behind.
 
 Tests in tests/kernel and tests/crash need root and are checked for leaks: what Sandbox makes on a
-host is compared before and after each of them. The kernel takes some things down later than the
-call that asked for it returns (namespaces, cgroups), so a leak is what is still there after a
-while. The comparison is of the whole host: two runs of these tests at once see each other.
+host (tests/leaks.py) is compared before and after each of them. The kernel takes some things down
+later than the call that asked for it returns (namespaces, cgroups), so a leak is what is still
+there after a while. The comparison is of the whole host: two runs of these tests at once see each
+other.
 
 A test marked `guest` runs a second time in the guest of scripts/vm.
 """
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import gc
 import os
-import re
 import shutil
 import subprocess
 import time
@@ -21,10 +21,11 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 import structlog
 from hypothesis import HealthCheck, settings
+
+from tests.leaks import leaked, snapshot
 
 # A machine may be slow, busy, or emulated: no test is about time.
 settings.register_profile("any", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -35,13 +36,6 @@ LEFT_AFTER_S = 5.0
 
 IN_GUEST = "SANDBOX_GUEST" in os.environ
 """Of scripts/vm, where fork and exec take 16 times as long."""
-
-OURS = re.compile(r"sandbox|sb[0-9a-f]{4}")
-"""Every name that Sandbox gives a kernel object begins so (instance ids are 4 hex digits)."""
-
-TASKS_UNIT = "/system.slice/sandbox-tasks.service"
-"""Where trees stand on a machine that scripts/provision prepared."""
-
 
 # The checks that every implementation of a protocol must pass assert as tests do.
 pytest.register_assert_rewrite("tests.suites")
@@ -71,97 +65,6 @@ def plain_tracebacks() -> None:
 
 
 # ---------------------------------------------------------------------- leaks
-
-
-def snapshot() -> dict[str, set[str]]:
-    """Everything that Sandbox could leave on a host, as names a person can look up."""
-    return {
-        "link": links(),
-        "mount": mounts(),
-        "cgroup": cgroups(),
-        "process": processes(),
-        "descriptor": descriptors(),
-        "network namespace": names_in("/run/netns"),
-        "loop device": loop_devices(),
-    }
-
-
-def names_in(directory: str) -> set[str]:
-    try:
-        return set(os.listdir(directory))
-    except FileNotFoundError:
-        return set()
-
-
-def links() -> set[str]:
-    return {name for name in names_in("/sys/class/net") if OURS.match(name)}
-
-
-def mounts() -> set[str]:
-    # Not the mount ids: a namespace that is left and entered again gets new ones.
-    fields = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    return {f"{field[4]} ({field[3]} of {field[field.index('-') + 1]})" for field in fields}
-
-
-def cgroups() -> set[str]:
-    """Directories of ours in any hierarchy, and everything below them."""
-    found = set()
-    for top in cgroup_roots():
-        for first in top.iterdir():
-            if OURS.match(first.name) and first.is_dir():
-                found |= {directory for directory, _, _ in os.walk(first)}
-    return found
-
-
-def cgroup_roots() -> list[Path]:
-    """Mount points of all hierarchies and, under them, the places of this process and of tasks."""
-    fields = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    tops = [Path(f[4]) for f in fields if f[f.index("-") + 1] in ("cgroup", "cgroup2")]
-    own = {line.split(":", 2)[2] for line in Path("/proc/self/cgroup").read_text().splitlines()}
-    places = {top / path.lstrip("/") for top in tops for path in own | {"/", TASKS_UNIT}}
-    return sorted(place for place in places if place.is_dir())
-
-
-def processes() -> set[str]:
-    """Children of this process at any depth, and keepers, which outlive their parents."""
-    mine = set(psutil.Process().children(recursive=True))
-    for process in psutil.process_iter():
-        try:
-            if Path(process.exe()).name.startswith(("keeper", "unpack")):
-                mine.add(process)
-        except psutil.Error:
-            continue  # gone, or a thread of the kernel
-    return {name for process in mine if (name := describe(process))}
-
-
-def describe(process: psutil.Process) -> str | None:
-    try:
-        return f"{process.pid} {process.name()}"  # not its state, which changes
-    except psutil.Error:
-        return None
-
-
-def descriptors() -> set[str]:
-    found = set()
-    for number in os.listdir("/proc/self/fd"):
-        try:
-            found.add(f"{number} -> {os.readlink(f'/proc/self/fd/{number}')}")
-        except FileNotFoundError:
-            continue  # the descriptor that listed the directory
-    return found
-
-
-def loop_devices() -> set[str]:
-    return {
-        f"/dev/{device.name} ({file.read_text().strip()})"
-        for device in Path("/sys/block").glob("loop*")
-        if (file := device / "loop/backing_file").exists()
-    }
-
-
-def leaked(before: dict[str, set[str]]) -> list[str]:
-    after = snapshot()
-    return [f"{kind} {name}" for kind in after for name in sorted(after[kind] - before[kind])]
 
 
 @contextmanager

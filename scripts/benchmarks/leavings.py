@@ -1,6 +1,6 @@
 """What tasks could leave behind: compared before and after many of them.
 
-Unlike the tests' own check (tests/conftest.py) this looks only at what belongs to one agent that is
+Unlike the tests' own check (tests/leaks.py) this looks only at what belongs to one agent that is
 embedded in this process, so that it can be believed on a machine that does other things too.
 """
 

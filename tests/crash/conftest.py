@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,12 @@ import pytest
 import trio
 
 from sandbox.agent import Agent, open_agent
-from sandbox.kernel.idranges import CLAIMS
 from sandbox.model.task import TaskDesired, TaskKnown
 from sandbox.store import rows
 from sandbox.store.sqlite import SqliteStore
 from scripts import make_image
-from tests.conftest import ROOT, cgroup_roots, loop_devices
+from tests import leaks
+from tests.conftest import ROOT
 
 SETTINGS = {"warm_slots": 1, "warm_storage": 1, "host_free_storage_mib": 0}
 
@@ -100,7 +100,7 @@ class Site:
 
     @property
     def instance(self) -> str:
-        return str(msgspec.json.decode((self.state / "instance").read_bytes())["instance"])
+        return leaks.instance(self.state)
 
     @asynccontextmanager
     async def agent(self, **settings: Any) -> AsyncIterator[Agent]:
@@ -129,67 +129,15 @@ class Site:
     async def remains(self) -> list[str]:
         """What is left of an agent that has ended and had no task; given a moment to go."""
         deadline = time.monotonic() + 5
-        while (left := list(self._remains())) and time.monotonic() < deadline:
+        while (left := leaks.of(self.state)) and time.monotonic() < deadline:
             await trio.sleep(0.02)
         return left
 
-    def _remains(self) -> Iterator[str]:
-        for root in cgroup_roots():
-            if (root / f"sandbox-{self.instance}").exists():
-                yield from (f"cgroup {d}" for d, _, _ in os.walk(root / f"sandbox-{self.instance}"))
-        yield from (f"process {p.pid} {p.name()}" for p in self.keepers())
-        for line in Path("/proc/self/mountinfo").read_text().splitlines():
-            if str(self.state) in line:
-                yield f"mount {line}"
-        loops = (device for device in loop_devices() if str(self.state) in device)
-        yield from (f"loop device {device}" for device in loops)
-        yield from (f"id range {claim.name}" for claim in self.claims())
-        for number in os.listdir("/proc/self/fd"):
-            target = _target(f"/proc/self/fd/{number}")
-            if str(self.state) in target:
-                yield f"descriptor {number} -> {target}"
-        yield from (f"file {path}" for path in self._files())
-
-    def _files(self) -> Iterator[Path]:
-        """Those that no agent without a task has."""
-        if (self.state / "tasks").exists():
-            yield from (self.state / "tasks").iterdir()
-        yield from (p for p in (self.state / "images").rglob(".*"))
-        yield from (p for p in (self.state / "storage").glob("*") if p.suffix != ".empty")
-        expected = {"instance", "lock", "images", "reserve", "storage", "tasks"}
-        for path in self.state.iterdir():
-            if path.name not in expected and not path.name.startswith("store.db"):
-                yield path
-
     def claims(self) -> list[Path]:
-        """Id ranges of this agent and its tasks."""
-        found = []
-        for claim in CLAIMS.iterdir():
-            with suppress(FileNotFoundError):  # another agent's, who gave it back
-                if claim.read_text().startswith(f"{self.instance} "):
-                    found.append(claim)
-        return found
+        return leaks.claims(self.state)
 
     def keepers(self) -> list[psutil.Process]:
-        """Keepers and unpackers that hold something of the state directory open."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if not Path(process.exe()).name.startswith(("keeper", "unpack")):
-                    continue
-                links = [_target(f.path) for f in os.scandir(f"/proc/{process.pid}/fd")]
-                if any(str(self.state) in link for link in links):
-                    found.append(process)
-            except (psutil.Error, OSError):
-                continue  # gone, or a thread of the kernel
-        return found
-
-
-def _target(link: str) -> str:
-    try:
-        return os.readlink(link)
-    except OSError:
-        return ""
+        return leaks.keepers(self.state)
 
 
 @pytest.fixture(scope="session")

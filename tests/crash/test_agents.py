@@ -28,10 +28,11 @@ from sandbox.model import names
 from sandbox.model.request import RunRequest, Streams
 from sandbox.model.task import Status, StopCode, TaskView
 from sandbox.store import rows
-from tests.conftest import ROOT, cgroup_roots
+from tests.conftest import ROOT
 from tests.crash.conftest import SETTINGS, Driver, Site
 from tests.crash.paths import UNTIL_TOLD, app, log_of, task, until_running, wait
 from tests.crash.test_tasks import recovered, second_task
+from tests.leaks import cgroup_roots
 
 LOST = "ContainerRuntimeError: the keeper was killed, how it ended is unknown"
 MANY = 100_000

@@ -19,8 +19,8 @@ from sandbox.errors import KernelError
 from sandbox.kernel import filesystems, loop, mounts
 from sandbox.kernel.filesystems import Filesystem, FilesystemPool
 from sandbox.kernel.thread import KernelThread
-from tests.conftest import loop_devices
 from tests.kernel.conftest import until
+from tests.leaks import loop_devices
 
 pytestmark = pytest.mark.guest
 

@@ -7,7 +7,7 @@ import subprocess
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.conftest import cgroup_roots, leaked, snapshot
+from tests.leaks import cgroup_roots, leaked, snapshot
 
 
 def test_what_a_test_leaves_behind_is_named(tmp_path: Path) -> None:
