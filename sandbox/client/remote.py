@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Literal
 
 import trio
@@ -171,11 +171,7 @@ class Remote:
     async def exec(self, task: str, request: ExecRequest, *, streams: Streams) -> int:
         indexed, descriptors = index({"": streams})
         call = calls.ExecTask(task=task, request=request, streams=indexed[""])
-        async with AsyncLink.open(self._path) as link:
-            try:
-                await link.send(call, descriptors)
-            finally:
-                frames.close_all(descriptors)
+        async with self._asked(call, descriptors) as link:
             continues = True
             while continues:
                 reply, continues = await link.receive(call)
@@ -251,12 +247,20 @@ class Remote:
         await self._call(calls.RemoveImage(image=image))
 
     async def _transfer(self, call: Call[calls.Nothing], archive: int) -> None:
-        async with AsyncLink.open(self._path) as link:
-            try:
-                await link.send(call, [archive])
-            finally:
-                os.close(archive)  # the agent has its own; the other end must see when that closes
+        async with self._asked(call, [archive]) as link:
             await link.receive(call)
+
+    @asynccontextmanager
+    async def _asked(self, call: Call[R], descriptors: Sequence[int]) -> AsyncGenerator[AsyncLink]:
+        """A connection on which the call was made. The descriptors are closed, also where there is
+        no agent to take them: who is at their other end must see it."""
+        async with AsyncExitStack() as opened:
+            try:
+                link = await opened.enter_async_context(AsyncLink.open(self._path))
+                await link.send(call, descriptors)
+            finally:
+                frames.close_all(descriptors)
+            yield link
 
 
 def index(streams: Mapping[str, Streams]) -> tuple[dict[str, Streams], list[int]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import tarfile
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,9 @@ import trio
 
 import sandbox
 import sandbox.sync
+from sandbox.client.api import Task
+from sandbox.client.remote import Remote
+from sandbox.client.request import task_request
 from sandbox.client.shape import shape
 from sandbox.errors import (
     AgentUnavailable,
@@ -228,6 +233,30 @@ async def test_the_loss_of_the_agent_is_said(tmp_path: Path) -> None:
             trio.lowlevel.current_trio_token().run_sync_soon(life.cancel)
             with pytest.raises(AgentUnavailable, match="is gone"):
                 await task.wait()
+
+
+@pytest.mark.parametrize("verb", ["exec", "put", "get"])
+async def test_what_is_asked_of_an_agent_that_has_gone_ends_and_holds_nothing(
+    verb: str, tmp_path: Path
+) -> None:
+    """More than a pipe takes is to be copied: nobody will ever read it."""
+    (tmp_path / "file").write_bytes(bytes(300_000))
+    async with trio.open_nursery() as nursery:
+        remote = Remote(str(path(tmp_path)), nursery)
+        async with serving(tmp_path):
+            view = await remote.run(
+                task_request(image="tiny", command=["true"]), owned=False, streams={}, progress=None
+            )
+        task = Task(remote, view)
+        asks: dict[str, Callable[[], Awaitable[object]]] = {
+            "exec": lambda: task.exec(["true"]),
+            "put": lambda: task.put(tmp_path / "file", "/file"),
+            "get": lambda: task.get("/file", tmp_path / "copy"),
+        }
+        before = len(os.listdir("/proc/self/fd"))
+        with trio.fail_after(10), pytest.raises(AgentUnavailable):
+            await asks[verb]()
+        assert len(os.listdir("/proc/self/fd")) == before
 
 
 async def test_the_same_verbs_without_async(tmp_path: Path) -> None:
