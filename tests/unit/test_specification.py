@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ("SPECIFICATION.md", "docs/isolation.md")
+DOCUMENTS = ("SPECIFICATION.md", "SECURITY.md", "docs/isolation.md")
 PROOF = re.compile(r"`((?:tests|scripts)/[^`:]+)(?:::(\w+))?`")
 
 
