@@ -177,7 +177,7 @@ async def open_agent(
         tree = CgroupTree.open(identity.instance)
         stack.callback(_leave_tree, tree)
         node = await stack.enter_async_context(
-            _node(state_dir, identity, config, store, tree, failpoints)
+            _node(state_dir, identity, config, store, tree, failpoints, resident=resident)
         )
         _log_start(node)
         agent = Agent(node, Supervisors(node), config, Presence(resident=resident))
@@ -213,6 +213,8 @@ async def _node(
     store: SqliteStore,
     tree: CgroupTree,
     failpoints: Failpoints,
+    *,
+    resident: bool,
 ) -> AsyncIterator[Node]:
     _made(state_dir / "tasks")
     ranges = IdRanges(identity.instance, state_dir)
@@ -222,7 +224,10 @@ async def _node(
         state_dir / "images" / "layers", unpacker=_BIN / "unpack", id_base=unpacker_ids
     )
     layers.sweep()
-    storage = _storage(state_dir / "storage", config.warm_storage)
+    # One that may leave with its first task makes no more than that needs.
+    storage = _storage(
+        state_dir / "storage", config.warm_storage if resident else min(config.warm_storage, 1)
+    )
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(ranges.close)
         stack.callback(ranges.release, unpacker_ids)

@@ -23,6 +23,8 @@ from sandbox.runtime.storage import Footprint
 
 _PERIOD_S: Final = 0.25
 """A floor of 1 GiB lasts so long against 4 GiB/s."""
+_FAR_S, _FAR_BYTES = 2.0, 8 << 30
+"""As long as there is so much more, looking less often will do."""
 _FLOOR_BYTES: Final = 1 << 30
 _MEMORY_BYTES: Final = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 _NEGLIGIBLE_BYTES: Final = 4 << 20
@@ -66,11 +68,14 @@ async def serve(
     """Until cancelled. `evict(task, reason)` stops a task at once; one is stopped at a time, and
     what it takes counts as free while it goes."""
     going: set[str] = set()
+    period = _PERIOD_S
     while True:
-        await trio.sleep(_PERIOD_S)
+        await trio.sleep(period)
         disk = Disk.of(directory)
         floor = disk.floor(floor_mib())
-        if disk.free_bytes - _MEMORY_BYTES >= floor:
+        spare = disk.free_bytes - _MEMORY_BYTES - floor
+        period = _FAR_S if spare >= _FAR_BYTES else _PERIOD_S
+        if spare >= 0:
             continue
         found = footprints()
         going &= found.keys()

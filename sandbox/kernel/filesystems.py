@@ -53,6 +53,7 @@ _SHUTDOWN: Final = 0x8004587D
 """EXT4_IOC_SHUTDOWN, with EXT4_GOING_FLAGS_NOLOGFLUSH: what is not written yet is dropped."""
 _SMALL_BYTES: Final = 16 * _MIB
 _SMALL_INODES: Final = 256
+_KEPT: Final = 16
 _RETRY_S: Final = (1, 30)
 
 Result = TypeVar("Result")
@@ -255,8 +256,8 @@ def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 class FilesystemPool:
-    """Keeps `reserve` file systems of `size_bytes` ready in `directory`, and up to four times as
-    many of those that come back. Others are made when they are asked for.
+    """Keeps `reserve` file systems of `size_bytes` ready in `directory`, and of those that come
+    back as many as were in use at a time, up to a bound. Others are made when they are asked for.
     """
 
     def __init__(self, directory: Path, size_bytes: int, reserve: int) -> None:
@@ -316,7 +317,7 @@ class FilesystemPool:
 
     def _is_welcome(self, filesystem: Filesystem) -> bool:
         is_usual = os.fstat(filesystem.file_fd).st_size == file_bytes(self._size_bytes)
-        has_room = not self._is_closed and len(self._ready) < 4 * self._reserve
+        has_room = not self._is_closed and len(self._ready) < max(_KEPT, self._reserve)
         return is_usual and has_room and filesystem.is_small()
 
     async def serve(self) -> None:
