@@ -301,23 +301,31 @@ def _usable(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _hold(state_dir: Path) -> Iterator[None]:
-    """The lock of one agent a state directory; the kernel lets it go when we die."""
+    """The lock of one agent a state directory; the kernel lets it go when we die.
+
+    It is on the directory itself: a file in it could be taken away, and the next agent would lock
+    another one of that name. The file is for agents that know no other lock, and tells commands
+    that this is a state directory.
+    """
     if os.geteuid() != 0:
         raise ConfigError("sandbox needs root: namespaces, cgroups and mounts are made directly")
-    path = _made(state_dir) / "lock"
-    with _usable(path):
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AgentRunning(
-                f"another agent holds {state_dir}: wait for its tasks, with which it leaves if a"
-                " command started it; stop it if it is a resident one; or name another --state-dir"
-            ) from None
+    with contextlib.ExitStack() as held:
+        _lock(held, _made(state_dir), os.O_RDONLY | os.O_DIRECTORY, state_dir)
+        _lock(held, state_dir / "lock", os.O_RDWR | os.O_CREAT, state_dir)
         yield
-    finally:
-        os.close(fd)
+
+
+def _lock(held: contextlib.ExitStack, path: Path, flags: int, state_dir: Path) -> None:
+    with _usable(path):
+        fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    held.callback(os.close, fd)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise AgentRunning(
+            f"another agent holds {state_dir}: wait for its tasks, with which it leaves if a"
+            " command started it; stop it if it is a resident one; or name another --state-dir"
+        ) from None
 
 
 def _identify(state_dir: Path) -> tuple[Identity, Identity | None]:
