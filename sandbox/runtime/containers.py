@@ -33,6 +33,8 @@ from sandbox.runtime.steps import ContainerScene, Scene
 
 DEFAULT_STOP_TIMEOUT_S: Final = 30
 _PAUSE_S: Final = 0.01
+_TELLS_S = 30.0
+"""A killed process leaves when its last system call lets it; then its keeper tells."""
 _OOM_REASON: Final = "OutOfMemoryError: Container killed due to memory usage"
 _LOST_REASON: Final = "ContainerRuntimeError: the keeper was killed, how it ended is unknown"
 
@@ -319,6 +321,9 @@ class Containers:
             self._node.failpoints.reach("signal.done")
             await trio.sleep(self._scene.definition(name).stop_timeout or DEFAULT_STOP_TIMEOUT_S)
         self.kill(name)
+        await trio.sleep(_TELLS_S)  # cancelled when no container of the task lives any more
+        if keeper is not None and name in self._record.live():
+            keeper.kill()  # stopped from outside, it would keep the task from its end for ever
 
     def kill(self, name: str) -> None:
         """Everything in the container's cgroup, at once."""
