@@ -22,6 +22,7 @@ TASK_NOT_FOUND = "The referenced task was not found."
 """ECS's text."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,255}")
+_TASK_ID = re.compile(r"[0-9a-f]{32}")
 _ARN = re.compile(r"arn:([^:]+):([^:]+):([^:]*):([^:]*):(.+)", re.DOTALL)
 
 # What has the grammar of a container name and is taken where the container's entry goes. A trailing
@@ -44,6 +45,10 @@ def task_id(random: bytes) -> str:
     if len(random) != 16:
         raise ValueError(f"a task id is made of 16 bytes, not {len(random)}")
     return random.hex()
+
+
+def is_task_id(text: str) -> bool:
+    return _TASK_ID.fullmatch(text) is not None
 
 
 def instance_id(random: bytes) -> str:
@@ -167,6 +172,12 @@ def _id_in_arn(text: str, place: Place | None) -> str:
 
 def task_cgroup(task: str) -> str:
     return f"task-{task}"
+
+
+def task_of_cgroup(name: str) -> str | None:
+    """The task whose cgroup it is; None for a container's, and for a name that none of ours has."""
+    task = name.removeprefix("task-")
+    return task if task != name and is_task_id(task) else None
 
 
 def container_cgroup(task: str, container: str) -> str:

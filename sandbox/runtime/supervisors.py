@@ -18,6 +18,7 @@ import trio
 
 from sandbox.errors import SandboxError, StoreError
 from sandbox.kernel.trees import remove_tree
+from sandbox.model import names
 from sandbox.model.task import Size, Status, TaskDesired, TaskKnown
 from sandbox.runtime.node import Node
 from sandbox.runtime.storage import Footprint, footprint
@@ -133,8 +134,9 @@ class Supervisors:
 
     async def _sweep_cgroups(self, live: set[str]) -> None:
         for name in self._node.tree.names():
-            if "/" in name or name.removeprefix("task-") in live:
-                continue  # a container goes with its task
+            task = names.task_of_cgroup(name)
+            if task is None or task in live:
+                continue  # a container goes with its task; and others may have put something there
             cgroup = self._node.tree.find(name)
             if cgroup is None:
                 continue
@@ -150,7 +152,7 @@ class Supervisors:
 
     async def _sweep_directories(self, known: set[str]) -> None:
         for directory in self._node.tasks_dir.iterdir():
-            if directory.name in known:
+            if directory.name in known or not names.is_task_id(directory.name):
                 continue
             try:
                 await trio.to_thread.run_sync(remove_tree, directory)

@@ -175,6 +175,13 @@ def test_a_containers_cgroup_is_below_its_tasks(task: str, container: str) -> No
     assert own.rstrip(".") == container
 
 
+@given(TASK_IDS, NAMES)
+def test_a_task_is_known_by_its_cgroup_and_by_no_other(task: str, container: str) -> None:
+    assert names.task_of_cgroup(names.task_cgroup(task)) == task
+    for other in (names.container_cgroup(task, container), task, f"task-{task[1:]}", "theirs"):
+        assert names.task_of_cgroup(other) is None
+
+
 @pytest.mark.parametrize("container", ["tasks", "notify_on_release"])
 def test_a_container_is_not_called_what_cgroup_v1_calls_its_files(container: str) -> None:
     assert names.container_cgroup("0" * 32, container).rpartition("/")[2] != container
