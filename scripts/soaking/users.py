@@ -229,12 +229,13 @@ class User:
 
     async def _execute(self, story: Story) -> None:
         word, code = f"{self._random.random()}", self._random.randrange(90)
+        agents = self._world.oracle.agents
         self._world.did["execs"] += 1
         task = Task(self._world.remote, story.view)
         try:
             done = await task.exec(["sh", "-c", f"echo {word}; exit {code}"])
-        except (AgentUnavailable, InvalidParameterException, NotFound) as error:
-            return self._excuse("exec", story, error)
+        except SandboxError as error:
+            return await self._excuse("exec", story, agents, error)
         said = (done.exit_code, done.stdout.decode())
         if said != (code, f"{word}\n") and not story.is_disturbed:
             self._world.oracle.wrong(f"exec gave {said}, not {(code, word)}", story)
@@ -242,6 +243,7 @@ class User:
     async def _copy(self, story: Story) -> None:
         """A file in and out again."""
         content = self._random.randbytes(self._random.randrange(300_000))
+        agents = self._world.oracle.agents
         self._world.did["copies"] += 1
         task = Task(self._world.remote, story.view)
         with tempfile.TemporaryDirectory() as directory:
@@ -250,15 +252,16 @@ class User:
             try:
                 await task.put(there, "/tmp/file")
                 await task.get("/tmp/file", back)
-            except (AgentUnavailable, InvalidParameterException, NotFound) as error:
-                return self._excuse("cp", story, error)
+            except SandboxError as error:
+                return await self._excuse("cp", story, agents, error)
             if back.read_bytes() != content:
                 self._world.oracle.wrong("a file came back as another one", story)
 
-    def _excuse(self, what: str, story: Story, error: Exception) -> None:
+    async def _excuse(self, what: str, story: Story, agents: int, error: SandboxError) -> None:
         """An agent that dies takes what was asked of it along; a task that is disturbed ends."""
-        if not isinstance(error, AgentUnavailable) and not story.is_disturbed:
-            self._world.oracle.wrong(f"{what}: {error}", story)
+        await self._world.daemon.ready()  # by then an end was counted
+        if self._world.oracle.agents == agents and not story.is_disturbed:
+            self._world.oracle.wrong(f"{what}: {error!r}", story)
 
     async def _follow(self, story: Story) -> None:
         """`sandbox logs -f`, killed at any moment."""
@@ -283,10 +286,11 @@ class User:
         )
 
     async def _measure(self, story: Story) -> None:
+        agents = self._world.oracle.agents
         try:
             stats = await self._world.remote.stats(story.id)
-        except (AgentUnavailable, InvalidParameterException, NotFound) as error:
-            return self._excuse("stats", story, error)
+        except SandboxError as error:
+            return await self._excuse("stats", story, agents, error)
         if not stats.total.pids and not story.is_disturbed:
             self._world.oracle.wrong("it runs without a process", story)
 
@@ -313,6 +317,7 @@ class User:
             capture_stderr=True,
             check=False,
         )
+        await world.daemon.ready()  # by then an end was counted
         lines = [counter.lines] if counter.lines else []
         is_right = done.returncode == counter.code and counted(done.stdout) == lines
         is_excused = done.returncode in OURS and world.oracle.agents > agents
