@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import secrets
@@ -42,6 +43,7 @@ KEEPERS_OF_A_TASK = 4
 SLACK = 4 * WARM_SLOTS + 8
 """In descriptors of an agent at rest: its pool of namespaces is not always equally full."""
 CLEARS_S = 120.0
+HANGS_S = 3 * PATIENCE_S + CLEARS_S
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +73,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000))
     parser.add_argument("--json", action="store_true", help="the report on stdout as JSON")
     options = parser.parse_args()
+    # A thread in a system call, which no cancellation reaches, would hold this up for ever.
+    faulthandler.dump_traceback_later(options.minutes * 60 + HANGS_S, exit=True)
     before = leaks.snapshot()
     directory = Path(tempfile.mkdtemp(prefix="sandbox-soak-"))
     try:
