@@ -39,6 +39,7 @@ from sandbox.kernel import filesystems, oom
 from sandbox.kernel.cgroups import CgroupTree
 from sandbox.kernel.filesystems import FilesystemPool
 from sandbox.kernel.idranges import CLAIMS, IdRanges
+from sandbox.kernel.processes import is_zombie, start_time
 from sandbox.kernel.slots import SlotPool
 from sandbox.model import fargate, names
 from sandbox.model.fargate import Era
@@ -52,6 +53,7 @@ from sandbox.store.sqlite import SqliteStore
 
 _BIN: Final = Path(__file__).resolve().parent / "_bin"
 _CAP_SYS_RESOURCE: Final = 24
+_LAST_CHILD_S: Final = 5
 LOST_REASON: Final = "the state directory was copied or restored: the task ran elsewhere"
 
 
@@ -310,22 +312,46 @@ def _hold(state_dir: Path) -> Iterator[None]:
     if os.geteuid() != 0:
         raise ConfigError("sandbox needs root: namespaces, cgroups and mounts are made directly")
     with contextlib.ExitStack() as held:
-        _lock(held, _made(state_dir), os.O_RDONLY | os.O_DIRECTORY, state_dir)
-        _lock(held, state_dir / "lock", os.O_RDWR | os.O_CREAT, state_dir)
+        file = state_dir / "lock"
+        _lock(held, _made(state_dir), os.O_RDONLY | os.O_DIRECTORY, file)
+        fd = _lock(held, file, os.O_RDWR | os.O_CREAT, file)
+        with _usable(file):
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()} {start_time(os.getpid())}\n".encode(), 0)
         yield
 
 
-def _lock(held: contextlib.ExitStack, path: Path, flags: int, state_dir: Path) -> None:
+def _lock(held: contextlib.ExitStack, path: Path, flags: int, file: Path) -> int:
     with _usable(path):
         fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
     held.callback(os.close, fd)
+    deadline = time.monotonic() + _LAST_CHILD_S
+    while not _locked(fd):
+        if not _has_died(file) or time.monotonic() > deadline:
+            raise AgentRunning(
+                f"another agent holds {file.parent}: wait for its tasks, with which it leaves if a"
+                " command started it; stop it if it is a resident one; or name another --state-dir"
+            )
+        time.sleep(0.005)
+    return fd
+
+
+def _locked(fd: int) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise AgentRunning(
-            f"another agent holds {state_dir}: wait for its tasks, with which it leaves if a"
-            " command started it; stop it if it is a resident one; or name another --state-dir"
-        ) from None
+        return False
+    return True
+
+
+def _has_died(file: Path) -> bool:
+    """Of the agent that the lock's file names: one that was killed while it started a program holds
+    its locks a moment longer, by the child that has not executed anything yet."""
+    try:
+        pid, started = map(int, file.read_text().split())
+    except (OSError, ValueError):
+        return False
+    return start_time(pid) != started or is_zombie(pid)
 
 
 def _identify(state_dir: Path) -> tuple[Identity, Identity | None]:

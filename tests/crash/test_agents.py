@@ -200,6 +200,33 @@ async def test_a_task_outlives_twenty_agents(driver: Driver, site: Site, image: 
     assert await site.remains() == []
 
 
+HOLDS = """
+import os, sys, time
+from pathlib import Path
+from sandbox.agent import _hold
+with _hold(Path(sys.argv[1])):
+    if not os.fork():
+        time.sleep(0.5)  # a child that has not executed its program yet
+        os._exit(0)
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+async def test_the_last_child_of_a_killed_agent_does_not_keep_the_next_one_out(
+    site: Site,
+) -> None:
+    command = [sys.executable, "-c", HOLDS, str(site.state)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        holder.kill()
+        holder.wait()
+        async with site.agent():
+            pass
+    assert await site.remains() == []
+
+
 async def test_a_second_agent_on_a_state_directory_refuses_and_disturbs_nothing(
     driver: Driver, site: Site, image: str, tmp_path: Path
 ) -> None:
