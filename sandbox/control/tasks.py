@@ -33,6 +33,7 @@ from sandbox.errors import (
     StoreError,
 )
 from sandbox.images import documents, reference
+from sandbox.kernel.native import raising
 from sandbox.kernel.slots import Slot
 from sandbox.model import fargate, names
 from sandbox.model.observed import (
@@ -528,7 +529,7 @@ class _Logs:
 
     def _find_starts(self) -> None:
         for name, directory in self._directories.items():
-            with contextlib.suppress(FileNotFoundError):
+            with raising("readdir", str(directory)), contextlib.suppress(FileNotFoundError):
                 for entry in os.listdir(directory):
                     word, _, number = entry.partition(".")
                     if word == "run" and number.isdecimal():

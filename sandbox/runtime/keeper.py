@@ -268,28 +268,32 @@ async def start(
     Raises StartFailed naming the record; what may have begun to run then is the caller's to kill,
     by its cgroup. A cancelled caller leaves the keeper running: find it.
     """
+    kind = record = value = 0
+    failure: KernelError | None = None
     with trio.CancelScope(shield=True):
         child, report = _launch(program, binary, status_dir)
-        pid = child.pid
         spawned()
-        kind, record, value, started, at_ns = await _first_report(report)
-        child.settle()
-        if kind == _STARTED:
-            identity = KeeperIdentity(
-                pid=pid, start_time=start_time(pid) or 0, init_pid=value, init_start_time=started
-            )
-            try:
-                return _held(status_dir, identity, report, at_ns / 1e9)
-            except KernelError as error:
-                unheld = StartFailed(error, is_exec=False)
-                os.kill(pid, signal.SIGKILL)
+        try:
+            kind, record, value, started, at_ns = await _first_report(report)
+            if kind == _STARTED:
+                identity = KeeperIdentity(
+                    pid=child.pid,
+                    start_time=start_time(child.pid) or 0,
+                    init_pid=value,
+                    init_start_time=started,
+                )
+                keeper = _held(status_dir, identity, report, at_ns / 1e9)
+                child.settle()
+                return keeper
+        except KernelError as error:
+            failure = error
+            os.kill(child.pid, signal.SIGKILL)
         os.close(report)
-        await _reap(pid)
-    if kind == _STARTED:
-        raise unheld
+        await _reap(child.pid)
+        child.settle()
     if kind == _FAILED:
         raise StartFailed(program.error(record, value), is_exec=program.is_exec(record))
-    failure = KernelError("keeper", str(binary), child.errno or errno.ECHILD)
+    failure = failure or KernelError("keeper", str(binary), child.errno or errno.ECHILD)
     raise StartFailed(failure, is_exec=False)
 
 
@@ -322,15 +326,18 @@ def _spawn(binary: Path, descriptors: Sequence[int]) -> native.Spawned:
 
 
 async def _first_report(report: int) -> tuple[int, int, int, int, int]:
-    await trio.lowlevel.wait_readable(report)
-    data = os.read(report, _REPORT.size)
+    with raising("read", "the keeper's report"):
+        await trio.lowlevel.wait_readable(report)
+        data = os.read(report, _REPORT.size)
     if len(data) != _REPORT.size:
         return 0, 0, 0, 0, 0
     kind, record, value, _, started, at_ns = _REPORT.unpack(data)
     return kind, record, value, started, at_ns
 
 
-def _held(status_dir: Path, identity: KeeperIdentity, report: int, started_at: float) -> Keeper:
+def _held(
+    status_dir: Path, identity: KeeperIdentity, report: int | None, started_at: float
+) -> Keeper:
     process = open_process(identity.pid, identity.start_time)
     try:
         return Keeper(status_dir, identity, process, report, started_at)
@@ -392,8 +399,7 @@ async def find(status_dir: Path, fences: list[int]) -> Keeper | Ended | Failed |
         with trio.move_on_after(_START_S):
             while not _take_lock(status_dir, fences):
                 if (identity := _read_identity(status_dir)) is not None:
-                    process = open_process(identity.pid, identity.start_time)
-                    return Keeper(status_dir, identity, process, None, began_at(status_dir))
+                    return _held(status_dir, identity, None, began_at(status_dir))
                 await trio.sleep(_LOOK_S)
     except KernelError as error:
         if error.errno == errno.ENOENT:

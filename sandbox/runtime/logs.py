@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from sandbox.kernel.native import raising
 from sandbox.model.observed import LogRecord
 
 _HEAD: Final = struct.Struct("<QBI")
@@ -45,18 +46,21 @@ class Tail:
             self._segment, self._offset = later[0], 0
 
     def _segments(self) -> list[int]:
-        try:
-            names = os.listdir(self._directory)
-        except FileNotFoundError:
-            return []
+        with raising("readdir", str(self._directory)):
+            try:
+                names = os.listdir(self._directory)
+            except FileNotFoundError:
+                return []
         return sorted(int(name) for name in names if name.isdecimal())
 
     def _frames(self) -> Iterator[LogRecord]:
-        try:
-            with open(self._directory / str(self._segment), "rb", buffering=0) as file:
-                yield from self._parse(file.fileno())
-        except FileNotFoundError:
-            return
+        path = self._directory / str(self._segment)
+        with raising("read", str(path)):
+            try:
+                with open(path, "rb", buffering=0) as file:
+                    yield from self._parse(file.fileno())
+            except FileNotFoundError:
+                return
 
     def _parse(self, fd: int) -> Iterator[LogRecord]:
         rest = b""
