@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 import time
@@ -43,7 +44,7 @@ class Driver:
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
+            bufsize=0,  # what was not heard is in the pipe, nowhere else
         )
         self.pid = 0
         """Of the process that works on the request."""
@@ -54,19 +55,30 @@ class Driver:
         return self.hear("ended")
 
     def start(self, **request: Any) -> None:
-        assert self._process.stdin
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
+        self.tell(**request)
         self.pid = self.hear("pid")["pid"]
 
-    def hear(self, last: str) -> dict[str, Any]:
+    def tell(self, **request: Any) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps(request).encode() + b"\n")
+
+    def hear(self, *last: str) -> dict[str, Any]:
+        """What is said, up to one of these."""
         assert self._process.stdout
         facts: dict[str, Any] = {}
-        while last not in facts:
+        while not facts.keys() & set(last):
             line = self._process.stdout.readline()
             assert line, "the driver has ended"
             facts |= json.loads(line)
         return facts
+
+    def heard(self) -> list[dict[str, Any]]:
+        """What was said and not yet heard, of one who says nothing now."""
+        assert self._process.stdout
+        lines = []
+        while select.select([self._process.stdout], [], [], 0)[0]:
+            lines.append(json.loads(self._process.stdout.readline()))
+        return lines
 
     def signal(self, number: int) -> dict[str, Any]:
         os.kill(self.pid, number)
@@ -144,6 +156,21 @@ class Site:
 def image() -> str:
     """Busybox as an OCI layout on disk: nothing here needs a registry."""
     return f"oci:{make_image.cached('tiny', ROOT / 'build/images')}:latest"
+
+
+@pytest.fixture(scope="session")
+def other_image(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """As `image`, with a layer that deletes: for whoever pulls it, again and again."""
+
+    def less(layer: make_image.LayerWriter) -> None:
+        layer.whiteout("home/app")
+        layer.opaque("var")
+
+    directory = tmp_path_factory.mktemp("other")
+    layout = make_image.Layout(directory)
+    layers = [layout.layer(make_image.busybox), layout.layer(less)]
+    layout.image("latest", layers, {"Env": [make_image.PATH], "Cmd": ["/bin/sh"]})
+    return f"oci:{directory}:latest"
 
 
 @pytest.fixture

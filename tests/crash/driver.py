@@ -10,6 +10,11 @@ the parent {"ended": signal or exit code}.
     recover   an agent takes over what is in the state directory, and to its end
     hold      an agent, with a new task if there is a `script`, until a signal ends it; the task
               must not outlive the process `owner`, by default (0) this one
+    serve     an agent with a task that stays beside whatever happens, for the requests that
+              `tests/crash/faults.py` has answers to, a JSON object a line, until an empty one; when
+              it loses its store it says {"lost": why}
+    churn     an agent that runs tasks and stops some of them until a signal ends it; what was
+              acknowledged is said: {"acknowledged": "run" or "stop", "task"}
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +30,12 @@ import structlog
 import trio
 
 from sandbox.agent import Agent, open_agent
+from sandbox.errors import StoreError
 from sandbox.model.request import RunRequest
+from sandbox.model.task import TaskDefinition
 from sandbox.store import rows
-from tests.crash.paths import PATHS, app, task, until_running
+from tests.crash.faults import answer, beside
+from tests.crash.paths import PATHS, UNTIL_TOLD, app, task, until_running, wait
 
 SETTINGS = {"warm_slots": 1, "warm_storage": 1, "host_free_storage_mib": 0}
 PATIENCE_S = 30.0
@@ -65,16 +73,53 @@ async def hold(agent: Agent, request: dict[str, Any]) -> None:
     await trio.sleep_forever()
 
 
+async def serve_requests(agent: Agent, request: dict[str, Any]) -> None:
+    say(ready=True, beside=await beside(agent, request["image"]))
+    async for asked in requests():
+        say(**await answer(agent, request["image"], request["other"], asked))
+
+
+async def churn(agent: Agent, request: dict[str, Any]) -> None:
+    say(ready=True)
+    async with trio.open_nursery() as nursery:
+        for script in ("sleep 0.05; exit 7", UNTIL_TOLD):
+            nursery.start_soon(run_for_ever, agent, task(app(request["image"], script)))
+
+
+async def run_for_ever(agent: Agent, definition: TaskDefinition) -> None:
+    while True:
+        id = (await agent.tasks.run(RunRequest(definition=definition))).id
+        say(acknowledged="run", task=id)
+        await until_running(agent, id)
+        await agent.tasks.stop(id)
+        say(acknowledged="stop", task=id)
+        await wait(agent, id)
+
+
+async def requests() -> AsyncIterator[dict[str, Any]]:
+    """The lines after our own request: the parent reads none while it waits for us."""
+    while True:
+        await trio.lowlevel.wait_readable(0)
+        if not (asked := json.loads(os.read(0, 1 << 16))):
+            return
+        yield asked
+
+
 VERBS: dict[str, Callable[[Agent, dict[str, Any]], Awaitable[None]]] = {
     "run": run,
     "recover": recover,
     "hold": hold,
+    "serve": serve_requests,
+    "churn": churn,
 }
+
+
+ENDLESS = ("hold", "serve", "churn")
 
 
 async def serve(request: dict[str, Any]) -> None:
     state, run_dir = Path(request["state"]), Path(request["run"])
-    with trio.fail_after(float("inf") if request["verb"] == "hold" else PATIENCE_S):
+    with trio.fail_after(float("inf") if request["verb"] in ENDLESS else PATIENCE_S):
         async with open_agent(state, run_dir, SETTINGS, resident=True) as agent:
             await VERBS[request["verb"]](agent, request)
             failpoints = agent.node.failpoints
@@ -95,15 +140,30 @@ def child(request: dict[str, Any]) -> None:
     trio.run(serve, request)
 
 
+def lost_store(error: BaseException) -> str | None:
+    """The text, when that alone has ended the agent: `sandbox agent` tells it so too."""
+    while isinstance(error, BaseExceptionGroup):
+        lost, others = error.split(StoreError)
+        if lost is None or others is not None:
+            return None
+        error = lost.exceptions[0]
+    return str(error) if isinstance(error, StoreError) else None
+
+
 def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
+        if "verb" not in request:
+            continue  # for one that has ended meanwhile
         pid = os.fork()
         if pid == 0:
             try:
                 child(request)
-            except BaseException:
-                sys.excepthook(*sys.exc_info())
+            except BaseException as error:
+                if (lost := lost_store(error)) is not None:
+                    say(lost=lost)
+                else:
+                    sys.excepthook(*sys.exc_info())
                 os._exit(1)
             os._exit(0)
         say(pid=pid)

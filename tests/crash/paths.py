@@ -128,9 +128,8 @@ async def let_it_restart(agent: Agent, task: str) -> None:
     await _until_written(agent, task, "run 1")
     supervisor = agent.supervisors.get(task)
     first = agent.node.container_dir(task, "app") / "run.0"
-    if supervisor is not None and read_exit(first) is None:  # else it was told already
-        identity = supervisor.record.container("app").keeper
-        assert identity is not None
+    identity = supervisor.record.container("app").keeper if supervisor is not None else None
+    if supervisor is not None and identity is not None and read_exit(first) is None:  # not yet told
         earlier = identity.init_start_time - 3600 * os.sysconf("SC_CLK_TCK")
         identity = msgspec.structs.replace(identity, init_start_time=earlier)
         supervisor.record.note("app", started_at=time.time() - 3600, keeper=identity)

@@ -571,12 +571,12 @@ async def test_stopped_tasks_beyond_those_kept_are_forgotten_by_the_next_agent(
 
 
 @contextmanager
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk(tmp_path: Path, *options: str) -> Iterator[Path]:
     """ext4, because a task's layers are id-mapped."""
     image, place = tmp_path / "disk.img", tmp_path / "disk"
     with image.open("wb") as file:
         file.truncate(32 << 20)
-    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    subprocess.run(["mkfs.ext4", "-q", *options, image], check=True)
     place.mkdir()
     subprocess.run(["mount", "-o", "loop", image, place], check=True)
     try:

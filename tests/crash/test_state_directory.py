@@ -57,8 +57,8 @@ def put_back(path: Path, kept: Path) -> None:
 
 
 def names(site: Site) -> set[str]:
-    """Of all files; the index of the store is made anew by whoever opens it."""
-    return {str(p) for p in site.state.rglob("*") if p.name != "store.db-shm"}
+    """Of all files; those beside the store's come and go with whoever opens it."""
+    return {str(p) for p in site.state.rglob("*") if not p.name.startswith("store.db-")}
 
 
 def a_file(path: Path) -> None:

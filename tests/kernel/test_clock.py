@@ -98,6 +98,7 @@ async def test_stopped_tasks_are_kept_for_as_long_as_they_are_meant_to_be(
 ) -> None:
     first = await begin(agent, container(probe_image, "app", "echo kept"))
     assert (await finish(agent, first)).stdout == "kept\n"
+    await trio.sleep(0.5)  # who looks after them hears of it a moment later
     jump()
     wanted = RunRequest(definition=definition(container(probe_image, "app", "true")), remove=True)
     gone = (await agent.tasks.run(wanted)).id
