@@ -89,6 +89,7 @@ ERRORS: Mapping[str, str] = {
 
 
 UNDOING = ("rmdir", "unlink", "unlinkat")
+"""What cannot be undone because these fail goes with the next agent."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,9 @@ def walker(driver: Driver, site: Site, image: str, other_image: str) -> Iterator
         yield walker
 
 
-def failing(pid: int, cell: Cell) -> AbstractContextManager[None]:
+def failing(pid: int, cell: Cell, record: Path) -> AbstractContextManager[None]:
     what = f"inject={cell.call}:error={ERRORS[cell.call]}:when={cell.time}"
-    return traced(pid, "-o", os.devnull, "-e", f"trace={cell.call}", "-e", what)
+    return traced(pid, "-o", str(record), "-e", f"trace={cell.call}", "-e", what)
 
 
 def recording(pid: int, record: Path) -> AbstractContextManager[None]:
@@ -134,12 +135,16 @@ async def test_a_system_call_that_fails_anywhere_on_the_way_harms_only_its_own_t
     assert walker.walk(name, recording(walker.pid, record)) == []
     cells = counted(record.read_text())
     assert len(cells) > CELLS_PER_PATH
-    wrong = []
-    for cell in chosen(cells, CELLS_PER_PATH):
+    wrong, walked, failed = [], chosen(cells, CELLS_PER_PATH), 0
+    for cell in walked:
         walker.may_stay = cell.call in UNDOING
-        wrong += [f"{cell}: {what}" for what in walker.walk(name, failing(walker.pid, cell))]
+        found = walker.walk(name, failing(walker.pid, cell, record))
+        failed += "(INJECTED)" in record.read_text()
+        wrong += [f"{cell}: {what}" for what in found]
     wrong += await walker.end()
     assert not wrong, "\n".join(wrong)
+    print(f"{failed} of {len(walked)} calls were made, and failed")  # threads take turns
+    assert failed > len(walked) * 2 // 3
 
 
 # Descriptors ---------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ class Cell:
     @property
     def options(self) -> Sequence[str]:
         what = f"inject={self.call}:signal=KILL:when={self.time}"
-        return ("-o", "/dev/null", "-e", f"trace={self.call}", "-e", what)
+        return ("-e", f"trace={self.call}", "-e", what)
 
     def __str__(self) -> str:
         return f"{self.call} #{self.time}"
@@ -72,6 +72,7 @@ class Stage:
 
     @contextmanager
     def traced(self, *options: str) -> Iterator[None]:
+        self._record.unlink(missing_ok=True)
         self._write(options)
         self._swap(self._program)
         try:
@@ -97,7 +98,11 @@ class Stage:
         return self.traced(*FOLLOWED, "-o", str(self._record))
 
     def killing(self, cell: Cell, who: str) -> AbstractContextManager[None]:
-        return self.traced(*(FOLLOWED if who == "its children" else ()), *cell.options)
+        followed = FOLLOWED if who == "its children" else ()
+        return self.traced(*followed, "-o", str(self._record), *cell.options)
+
+    def has_killed(self) -> bool:
+        return self._record.exists() and "killed by SIGKILL" in self._record.read_text()
 
     def cells(self, who: str) -> list[Cell]:
         """Of the helper, or those that only its children make; but for ends of their own."""
@@ -119,11 +124,13 @@ async def test_a_keeper_killed_anywhere_costs_its_own_task_and_nothing_else(
     cells = stage.cells(who)
     assert len(cells) > MANY
     walker.loses_output, walker.kills = True, who == "its children"
-    wrong = []
+    wrong, killed = [], 0
     for cell in chosen(cells, MANY):
         wrong += [f"{cell}: {what}" for what in walker.walk(PATH, stage.killing(cell, who))]
+        killed += stage.has_killed()
     wrong += await walker.end()
     assert not wrong, "\n".join(wrong)
+    assert killed > MANY * 2 // 3
 
 
 @pytest.mark.parametrize("who", ["itself", "its children"])
@@ -133,13 +140,15 @@ async def test_a_keeper_of_a_command_killed_anywhere_costs_that_command_and_noth
     stage = Stage(walker, "keeper", tmp_path, "exec")
     assert walker.enter("exit 4", stage.recorded()) == (4, [])
     cells = stage.cells(who)
-    wrong = []
+    wrong, killed = [], 0
     for cell in chosen(cells, MANY):
         code, harm = walker.enter("echo $$; exit 4", stage.killing(cell, who))
+        killed += stage.has_killed()
         is_told = code in (4, 137) or (isinstance(code, str) and code and "\n" not in code)
         wrong += [f"{cell}: {what}" for what in harm + ([] if is_told else [f"told {code!r}"])]
     wrong += await walker.end()
     assert not wrong, "\n".join(wrong)
+    assert killed > min(MANY, len(cells)) * 2 // 3
 
 
 @pytest.mark.parametrize("who", ["itself", "its children"])
@@ -150,8 +159,10 @@ async def test_a_helper_killed_anywhere_costs_one_task_at_most(
     stage = Stage(walker, helper, tmp_path)
     assert walker.walk(path, stage.recorded()) == []
     cells = stage.cells(who)
-    wrong = []
+    wrong, killed = [], 0
     for cell in chosen(cells, MANY // 2):
         wrong += [f"{cell}: {what}" for what in walker.walk(path, stage.killing(cell, who))]
+        killed += stage.has_killed()
     wrong += await walker.end()
     assert not wrong, "\n".join(wrong)
+    assert killed > min(MANY // 2, len(cells)) // 2  # a pool that was refused takes its time

@@ -9,14 +9,24 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from sandbox.kernel.idranges import CLAIMS
 from sandbox.model.task import Status, StopCode
 from tests.crash.conftest import Driver, Site
-from tests.crash.test_agents import is_running, left_by, outcome, own_cgroups, sandbox, stopped
+from tests.crash.test_agents import (
+    is_running,
+    left_by,
+    outcome,
+    own_cgroups,
+    sandbox,
+    small_disk,
+    stopped,
+)
 
 
 def emptied(path: Path) -> None:
@@ -103,7 +113,9 @@ async def test_a_damaged_state_directory_is_refused_and_nothing_is_lost(
 ) -> None:
     id = left_by(driver, site, image)
     (keeper,) = site.keepers()
-    cgroups, claims = set(own_cgroups(site)), set(site.claims())
+    (container,) = keeper.children()
+    ids = Path(f"/proc/{container.pid}/uid_map").read_text().split()[1]
+    cgroups = set(own_cgroups(site))
     file, kept = site.state / name, tmp_path / "kept"
     kept.mkdir()
     put_away(file, kept)
@@ -116,7 +128,7 @@ async def test_a_damaged_state_directory_is_refused_and_nothing_is_lost(
     assert is_running(keeper.pid)
     assert names(site) == before
     put_back(file, kept)
-    assert set(own_cgroups(site)) == cgroups and claims <= set(site.claims())
+    assert set(own_cgroups(site)) == cgroups and (CLAIMS / ids).exists()
     async with site.agent() as agent:
         assert agent.tasks.describe(id).known.last_status is Status.RUNNING
         await agent.tasks.stop(id)
@@ -124,3 +136,18 @@ async def test_a_damaged_state_directory_is_refused_and_nothing_is_lost(
         assert (known.stop_code, known.containers[0].exit_code) == (StopCode.USER_INITIATED, 3)
         await agent.tasks.remove(id)
     assert await site.remains() == []
+
+
+async def test_a_disk_that_became_read_only_is_refused(tmp_path: Path) -> None:
+    with small_disk(tmp_path) as disk:
+        site = Site(disk / "state", tmp_path / "run")
+        async with site.agent():
+            pass
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        code, said, why = outcome(sandbox(site, "agent"))
+        assert (code, said) == (1, "")
+        assert why.splitlines()[-1].endswith(f"{site.state}/lock: Read-only file system"), why
+        subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+        async with site.agent():
+            pass
+        assert await site.remains() == []
