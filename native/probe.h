@@ -1,10 +1,12 @@
-/* The probe: a static program that tests put into an image, to say as one JSON object on stdout
- * what a task sees and may do. It is no part of what runs tasks.
+/* The probe: a static program that says as one JSON object on stdout what a task sees and may do.
+ * Tests and `sandbox doctor --deep` put it into an image, run it by every way into a task, and hold
+ * what it says to sandbox/model/protections.py. It is no part of what runs tasks.
  *
- *     probe [-o FILE] [-s] [PATH...]
+ *     probe [-o FILE] [-s]
+ *     probe -w FILE
  *
- * PATHs are reported on like the masked and read-only ones. -o writes the report to FILE, which is
- * there once it is whole; -s stays until it is killed.
+ * -o writes the report to FILE, which is there once it is whole; -s stays until it is killed. -w
+ * waits for such a FILE and shows it.
  *
  * An outcome is an errno, 0 for success; -N means that signal N ended the attempt. Every attempt
  * is made with arguments that do no harm where it is allowed.
@@ -20,13 +22,14 @@ void json_open(const char *key, char bracket);
 void json_close(char bracket);
 void json_number(const char *key, long long value);
 void json_string(const char *key, const char *value);
-void json_text(const char *key, const char *path); /* a whole file, or null */
+void json_text(const char *key, const char *path); /* a file without its last newline, or null */
 
 void report_descriptors(void);
 void report_process(char **environment);
 void report_mounts(void);
 void report_devices(void);
-void report_paths(char **more);
+void report_storage(void);
+void report_paths(void);
 void report_network(void);
 void report_system_calls(void);
 

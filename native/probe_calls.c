@@ -5,11 +5,15 @@
 #include "probe_calls.h"
 
 #include <ctype.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #define X32_SYSCALL_BIT 0x40000000L
+#define MORE_THAN_FAMILIES 46L /* AF_MAX of Linux 6.1 and later */
+#define NO_TYPE 15L            /* the last that fits in SOCK_TYPE_MASK of linux/net.h */
 
 const struct call native_calls[] = {CALLS(ENTRY){0}};
 
@@ -66,11 +70,25 @@ static int attempt(caller *call, long number, const long *argument) {
     return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
 }
 
+/* Every family, with a type that there is not: EINVAL says that the call came through to the
+ * kernel, which then loads no module for it. As it never makes a socket, no child is needed. */
+static void report_families(caller *call, long number) {
+    for (long family = 0; family < MORE_THAN_FAMILIES; family++) {
+        char label[32];
+        snprintf(label, sizeof label, "socket family %ld", family);
+        json_number(label, outcome(call(number, (long[5]){family, NO_TYPE})));
+    }
+}
+
 static void report(const char *abi, caller *call, const struct call *calls) {
     json_open(abi, '{');
-    for (; calls->label; calls++)
-        if (isdigit((unsigned char)calls->number[0]))
-            json_number(calls->label, attempt(call, atol(calls->number), calls->argument));
+    for (; calls->label; calls++) {
+        if (!isdigit((unsigned char)calls->number[0]))
+            continue;
+        json_number(calls->label, attempt(call, atol(calls->number), calls->argument));
+        if (!strcmp(calls->label, "socket unix"))
+            report_families(call, atol(calls->number));
+    }
     json_close('}');
 }
 

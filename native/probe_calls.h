@@ -7,6 +7,9 @@
 #ifndef __NR_lsm_get_self_attr
 #define __NR_lsm_get_self_attr 459
 #endif
+#ifndef __NR_lsm_set_self_attr
+#define __NR_lsm_set_self_attr 460
+#endif
 #ifndef __NR_lsm_list_modules
 #define __NR_lsm_list_modules 461
 #endif
@@ -41,6 +44,11 @@
     X("unshare user", unshare, 0x10000000, 0, 0, 0, 0)                                             \
     X("unshare mount", unshare, 0x00020000, 0, 0, 0, 0)                                            \
     X("unshare time", unshare, 0x00000080, 0, 0, 0, 0)                                             \
+    X("unshare cgroup", unshare, 0x02000000, 0, 0, 0, 0)                                           \
+    X("unshare uts", unshare, 0x04000000, 0, 0, 0, 0)                                              \
+    X("unshare ipc", unshare, 0x08000000, 0, 0, 0, 0)                                              \
+    X("unshare pid", unshare, 0x20000000, 0, 0, 0, 0)                                              \
+    X("unshare net", unshare, 0x40000000, 0, 0, 0, 0)                                              \
     X("clone", clone, NO_CHILD, 0, 0, 0, 0)                                                        \
     X("clone mount", clone, NO_CHILD | 0x00020000, 0, 0, 0, 0)                                     \
     X("clone cgroup", clone, NO_CHILD | 0x02000000, 0, 0, 0, 0)                                    \
@@ -80,18 +88,24 @@
     X("stime", stime, BAD, 0, 0, 0, 0)                                                             \
     X("iopl", iopl, 99, 0, 0, 0, 0)                                                                \
     X("ioperm", ioperm, BAD, 2, 1, 0, 0)                                                           \
+    X("vm86", vm86, 99, BAD, 0, 0, 0)                                                              \
+    X("vm86old", vm86old, BAD, 0, 0, 0, 0)                                                         \
     X("fanotify_init", fanotify_init, BAD, BAD, 0, 0, 0)                                           \
+    X("fanotify_mark", fanotify_mark, BAD, 0, 0, BAD, BAD)                                         \
     X("open_by_handle_at", open_by_handle_at, BAD, BAD, 0, 0, 0)                                   \
     X("get_mempolicy", get_mempolicy, 0, 0, 0, 0, 99)                                              \
     X("set_mempolicy", set_mempolicy, 99, 0, 0, 0, 0)                                              \
+    X("set_mempolicy_home_node", set_mempolicy_home_node, 0, 4096, 99, 99, 0)                      \
     X("mbind", mbind, 0, 4096, 99, 0, 0)                                                           \
     X("migrate_pages", migrate_pages, BAD, 8, BAD, BAD, 0)                                         \
     X("move_pages", move_pages, 0, 1, BAD, BAD, BAD)                                               \
     X("lsm_get_self_attr", lsm_get_self_attr, 99, BAD, BAD, 99, 0)                                 \
+    X("lsm_set_self_attr", lsm_set_self_attr, 0, BAD, 8, 99, 0)                                    \
     X("lsm_list_modules", lsm_list_modules, BAD, BAD, 99, 0, 0)                                    \
     X("uselib", uselib, BAD, 0, 0, 0, 0)                                                           \
     X("sysfs", sysfs, 99, 0, 0, 0, 0)                                                              \
     X("ustat", ustat, BAD, BAD, 0, 0, 0)                                                           \
+    X("lookup_dcookie", lookup_dcookie, BAD, BAD, 0, 0, 0)                                         \
     X("kcmp", kcmp, BAD, BAD, 0, 0, 0)                                                             \
     X("pidfd_getfd", pidfd_getfd, BAD, 0, 0, 0, 0)                                                 \
     X("process_madvise", process_madvise, BAD, BAD, 0, 0, 0)                                       \
@@ -99,19 +113,18 @@
     X("process_vm_readv", process_vm_readv, BAD, 0, 0, 0, 0)                                       \
     X("process_vm_writev", process_vm_writev, BAD, 0, 0, 0, 0)                                     \
     X("personality tell", personality, 0xFFFFFFFF, 0, 0, 0, 0)                                     \
+    X("personality linux", personality, 0, 0, 0, 0, 0)                                             \
     X("personality linux32", personality, 8, 0, 0, 0, 0)                                           \
+    X("personality uname26", personality, 0x00020000, 0, 0, 0, 0)                                  \
+    X("personality linux32 uname26", personality, 0x00020008, 0, 0, 0, 0)                          \
     X("personality no randomize", personality, 0x00040000, 0, 0, 0, 0)                             \
     X("personality read implies exec", personality, 0x00400000, 0, 0, 0, 0)                        \
+    X("personality mmap page zero", personality, 0x00100000, 0, 0, 0, 0)                           \
+    X("personality compat layout", personality, 0x00200000, 0, 0, 0, 0)                            \
+    X("personality svr4", personality, 0x00100001, 0, 0, 0, 0)                                     \
     X("socket unix", socket, 1, STREAM, 0, 0, 0)                                                   \
     X("socket inet", socket, 2, STREAM, 0, 0, 0)                                                   \
     X("socket netlink", socket, 16, 3, 0, 0, 0)                                                    \
-    X("socket key", socket, 15, 3, 2, 0, 0)                                                        \
-    X("socket can", socket, 29, 3, 1, 0, 0)                                                        \
-    X("socket tipc", socket, 30, STREAM, 0, 0, 0)                                                  \
-    X("socket bluetooth", socket, 31, 3, 0, 0, 0)                                                  \
-    X("socket alg", socket, 38, 5, 0, 0, 0)                                                        \
-    X("socket vsock", socket, 40, STREAM, 0, 0, 0)                                                 \
-    X("socket xdp", socket, 44, 3, 0, 0, 0)                                                        \
     X("socketpair unix", socketpair, 1, STREAM, 0, BAD, 0)                                         \
     X("socketpair alg", socketpair, 38, STREAM, 0, BAD, 0)                                         \
     X("socketcall", socketcall, 99, BAD, 0, 0, 0)                                                  \
@@ -119,6 +132,7 @@
     X("ioctl TIOCSTI", ioctl, BAD, TIOCSTI_, BAD, 0, 0)                                            \
     X("ioctl TIOCSTI high", ioctl, BAD, (long)(1ULL << 32 | TIOCSTI_), BAD, 0, 0)                  \
     X("ioctl TIOCLINUX", ioctl, BAD, TIOCLINUX_, BAD, 0, 0)                                        \
+    X("ioctl TIOCLINUX high", ioctl, BAD, (long)(1ULL << 32 | TIOCLINUX_), BAD, 0, 0)              \
     X("chroot", chroot, BAD, 0, 0, 0, 0)                                                           \
     X("mknodat", mknodat, BAD, BAD, 0, 0, 0)                                                       \
     X("openat", openat, BAD, BAD, 0, 0, 0)                                                         \

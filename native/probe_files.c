@@ -5,10 +5,12 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <glob.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
@@ -131,11 +133,43 @@ static void report_nodes(const char *path) {
         closedir(directory);
 }
 
+/* mknod(2) where anybody may write; what was made is removed. */
+static void report_made_nodes(void) {
+    static const struct {
+        const char *label;
+        mode_t type;
+        unsigned major, minor;
+    } nodes[] = {
+        {"null", S_IFCHR, 1, 3},    {"mem", S_IFCHR, 1, 1},     {"kmsg", S_IFCHR, 1, 11},
+        {"console", S_IFCHR, 5, 1}, {"fuse", S_IFCHR, 10, 229}, {"kvm", S_IFCHR, 10, 232},
+        {"loop0", S_IFBLK, 7, 0},   {"sda", S_IFBLK, 8, 0},
+    };
+    json_open("make_device", '{');
+    for (size_t i = 0; i < sizeof nodes / sizeof *nodes; i++) {
+        dev_t device = makedev(nodes[i].major, nodes[i].minor);
+        int result = mknod("/dev/shm/.probe", nodes[i].type | 0600, device) ? errno : 0;
+        if (!result)
+            unlink("/dev/shm/.probe");
+        json_number(nodes[i].label, result);
+    }
+    json_close('}');
+}
+
 void report_devices(void) {
     json_open("devices", '{');
     report_nodes("/dev");
     report_nodes("/dev/pts");
     report_nodes("/dev/shm");
+    json_close('}');
+    report_made_nodes();
+}
+
+/* What the root's file system says of its own size, as df does. */
+void report_storage(void) {
+    struct statvfs root;
+    json_open("storage", '{');
+    if (!statvfs("/", &root))
+        json_number("bytes", (long long)root.f_blocks * (long long)root.f_frsize);
     json_close('}');
 }
 
@@ -195,44 +229,71 @@ static void report_path(const char *path) {
     json_close('}');
 }
 
-void report_paths(char **more) {
+static void report_found(const char *pattern) {
+    glob_t found;
+    if (glob(pattern, 0, NULL, &found))
+        return;
+    for (size_t i = 0; i < found.gl_pathc; i++)
+        report_path(found.gl_pathv[i]);
+    globfree(&found);
+}
+
+void report_paths(void) {
     static const char *const paths[] = {
         "/",
+        "/proc/1/exe",
         "/proc/acpi",
         "/proc/asound",
         "/proc/bus",
+        "/proc/cpuinfo",
         "/proc/fs",
         "/proc/interrupts",
         "/proc/irq",
         "/proc/kcore",
         "/proc/keys",
+        "/proc/kmsg",
+        "/proc/kpagecount",
+        "/proc/kpageflags",
         "/proc/latency_stats",
+        "/proc/meminfo",
+        "/proc/mtrr",
         "/proc/sched_debug",
         "/proc/scsi",
+        "/proc/self/exe",
+        "/proc/slabinfo",
         "/proc/sys",
+        "/proc/sys/fs/binfmt_misc",
         "/proc/sys/kernel/core_pattern",
         "/proc/sys/kernel/hostname",
+        "/proc/sys/kernel/modprobe",
         "/proc/sys/net/ipv4/ip_forward",
         "/proc/sysrq-trigger",
         "/proc/timer_list",
         "/proc/timer_stats",
-        "/proc/meminfo",
-        "/proc/cpuinfo",
+        "/proc/vmallocinfo",
         "/sys",
-        "/sys/devices/system/cpu/cpu0/thermal_throttle",
         "/sys/devices/virtual/powercap",
         "/sys/firmware",
         "/sys/fs/bpf",
         "/sys/fs/cgroup",
+        "/sys/fs/cgroup/cgroup.procs",
+        "/sys/fs/cgroup/cpu.max",
+        "/sys/fs/cgroup/memory.max",
+        "/sys/fs/cgroup/memory.swap.max",
+        "/sys/fs/cgroup/pids.max",
+        "/sys/fs/cgroup/release_agent",
         "/sys/fs/pstore",
+        "/sys/fs/selinux",
+        "/sys/kernel/config",
         "/sys/kernel/debug",
         "/sys/kernel/security",
         "/sys/kernel/tracing",
+        "/sys/kernel/uevent_helper",
+        "/sys/power/state",
     };
     json_open("paths", '{');
     for (size_t i = 0; i < sizeof paths / sizeof *paths; i++)
         report_path(paths[i]);
-    for (; *more; more++)
-        report_path(*more);
+    report_found("/sys/devices/system/cpu/cpu[0-9]*/thermal_throttle");
     json_close('}');
 }

@@ -2,7 +2,10 @@
 #define _GNU_SOURCE
 #include "probe.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
+#include <linux/netlink.h>
+#include <linux/rtnetlink.h>
 #include <net/if.h>
 #include <netinet/in.h>
 #include <stdio.h>
@@ -58,6 +61,61 @@ static void report_unix_sockets(void) {
         fclose(sockets);
 }
 
+/* A datagram socket's connect asks for a route and sends nothing. */
+static int route_outcome(const char *to) {
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(80)};
+    inet_pton(AF_INET, to, &address.sin_addr);
+    int error = 0, fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address))
+        error = errno;
+    if (fd >= 0)
+        close(fd);
+    return error;
+}
+
+/* The kernel's answer to a change of lo that changes nothing (rtnetlink(7), ifi_change 0). */
+static int change_link_outcome(void) {
+    struct {
+        struct nlmsghdr head;
+        struct ifinfomsg link;
+    } request = {{sizeof request, RTM_SETLINK, NLM_F_REQUEST | NLM_F_ACK, 1, 0}, {.ifi_index = 1}};
+    struct {
+        struct nlmsghdr head;
+        struct nlmsgerr error;
+    } answer = {0};
+    int error, fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+    if (fd < 0 || send(fd, &request, sizeof request, 0) < 0 ||
+        recv(fd, &answer, sizeof answer, MSG_TRUNC) < 0)
+        error = errno;
+    else
+        error = -answer.error.error;
+    if (fd >= 0)
+        close(fd);
+    return error;
+}
+
+static void report_sysctls(void) {
+    static const char *const names[] = {
+        "ipv4/conf/all/accept_redirects",
+        "ipv4/conf/default/accept_redirects",
+        "ipv4/ip_forward",
+        "ipv4/ip_unprivileged_port_start",
+        "ipv4/ping_group_range",
+        "ipv6/conf/all/accept_ra",
+        "ipv6/conf/all/accept_redirects",
+        "ipv6/conf/all/forwarding",
+        "ipv6/conf/default/accept_ra",
+        "ipv6/conf/default/accept_redirects",
+    };
+    json_open("sysctls", '{');
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char path[96];
+        snprintf(path, sizeof path, "/proc/sys/net/%s", names[i]);
+        json_text(names[i], path);
+    }
+    json_close('}');
+}
+
 void report_network(void) {
     json_open("network", '{');
     report_socket("raw_socket", AF_INET, SOCK_RAW, IPPROTO_ICMP);
@@ -65,6 +123,10 @@ void report_network(void) {
     report_socket("packet_socket", AF_PACKET, SOCK_RAW, 0);
     report_socket("ping_socket", AF_INET, SOCK_DGRAM, IPPROTO_ICMP);
     json_number("bind_80", bind_outcome(80));
+    json_number("route_to_instance_metadata", route_outcome("169.254.169.254"));
+    json_number("route_to_task_metadata", route_outcome("169.254.170.2"));
+    json_number("change_link", change_link_outcome());
+    report_sysctls();
     report_interfaces();
     report_unix_sockets();
     json_close('}');

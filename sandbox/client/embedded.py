@@ -30,12 +30,12 @@ async def embed(where: Place, config: Mapping[str, Any]) -> AsyncGenerator[Embed
     """An agent in this process; AgentRunning when another holds the state directory."""
     from sandbox.agent import open_agent
 
-    _log_to_stderr()
+    log_to_stderr()
     async with open_agent(Path(where.state_dir), Path(where.run_dir), config) as agent:
         yield Embedded(agent)
 
 
-def _log_to_stderr() -> None:
+def log_to_stderr() -> None:
     """Unless the program has its own mind: structlog's default would write into its stdout."""
     import structlog
 
