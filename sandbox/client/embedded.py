@@ -14,7 +14,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import trio
+
 from sandbox.client.backend import Progress
+from sandbox.client.nursery import open_nursery
 from sandbox.client.place import Place
 from sandbox.model.image import Image, ImageSummary
 from sandbox.model.observed import Event, ExecRequest, LogRecord, TaskStats
@@ -28,11 +31,35 @@ if TYPE_CHECKING:
 @asynccontextmanager
 async def embed(where: Place, config: Mapping[str, Any]) -> AsyncGenerator[Embedded]:
     """An agent in this process; AgentRunning when another holds the state directory."""
+    log_to_stderr()
+    async with host(where, config) as agent:
+        yield Embedded(agent)
+
+
+@asynccontextmanager
+async def host(where: Place, config: Mapping[str, Any]) -> AsyncGenerator[Agent]:
+    """An agent in this process, which works until the block is left, cancelled or not.
+
+    Who is cancelled stops his tasks on his way out. That takes an agent that is not cancelled by
+    the same stroke: without its supervisors no task ever becomes STOPPED, and he waits for ever.
+    """
     from sandbox.agent import open_agent
 
-    log_to_stderr()
-    async with open_agent(Path(where.state_dir), Path(where.run_dir), config) as agent:
-        yield Embedded(agent)
+    left = trio.Event()
+
+    async def serve(task_status: trio.TaskStatus[Agent]) -> None:
+        with trio.CancelScope() as scope:
+            async with open_agent(Path(where.state_dir), Path(where.run_dir), config) as agent:
+                scope.shield = True
+                task_status.started(agent)
+                await left.wait()
+
+    async with open_nursery() as nursery:
+        agent = await nursery.start(serve)
+        try:
+            yield agent
+        finally:
+            left.set()
 
 
 def log_to_stderr() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from sandbox.agent import Agent
 from sandbox.client.api import Sandbox
 from sandbox.client.embedded import Embedded
 from sandbox.errors import ClientException, ConfigError, InvalidParameterException, TaskFailed
+from tests.conftest import ROOT
 from tests.kernel.probe_image import Images
 from tests.kernel.tasks import STAYS, tree_with_tool
 
@@ -136,3 +139,28 @@ async def test_a_file_that_the_program_would_not_see_is_refused(
     assert refused.value.cause == (
         f"CannotStartContainerError: {where}: the container has something else at {over}"
     )
+
+
+CANCELLED = """
+import sys, trio, sandbox
+
+async def main(image, state, run):
+    with trio.CancelScope() as scope:
+        async with sandbox.open_sandbox(state_dir=state, run_dir=run, warm_slots=1) as sb:
+            task = await sb.run_task(image=image, command=["sleep", "1000"], stop_timeout=2)
+            await task.wait_running()
+            scope.cancel()
+            await trio.sleep_forever()
+    print(task.status)
+
+trio.run(main, *sys.argv[1:])
+"""
+
+
+def test_cancelling_what_embeds_an_agent_stops_its_tasks(
+    probe_image: str, state_dir: Path, tmp_path: Path
+) -> None:
+    """A process of its own: one that waits in a shield for ever could not be ended from inside."""
+    command = [sys.executable, "-c", CANCELLED, probe_image, str(state_dir), str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == ("STOPPED\n", 0)
