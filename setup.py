@@ -21,7 +21,7 @@ class BuildPrograms(build_py):
 
     def run(self) -> None:
         subprocess.run(
-            [HERE / "scripts" / "native", "keeper", "slot", "unpack", "seccomp"],
+            [HERE / "scripts" / "native", "keeper", "slot", "unpack", "seccomp", "probe"],
             env={**os.environ, "PYTHON": sys.executable},
             check=True,
         )

@@ -22,10 +22,11 @@ from typing import Any, Final
 
 import trio
 
-from sandbox.agent import Agent, open_agent
+from sandbox.agent import Agent
 from sandbox.client.api import Sandbox, Task
-from sandbox.client.embedded import Embedded, log_to_stderr
+from sandbox.client.embedded import Embedded, host, log_to_stderr
 from sandbox.client.nursery import open_nursery, unwrapped
+from sandbox.client.place import Place
 from sandbox.errors import ConfigError, SandboxError
 from sandbox.model.judgement import Host
 from sandbox.model.observed import ExecRequest
@@ -224,7 +225,7 @@ async def _examine(state: Path, run: Path, tell: Tell) -> dict[str, Report]:
         await nursery.start(_leave_on_signals)
         with trio.move_on_after(PATIENCE_S):
             async with (
-                open_agent(state, run, {"warm_slots": 2}) as agent,
+                host(Place(f"{state}", f"{run}"), {"warm_slots": 2}) as agent,
                 Prober.on(agent, state) as prober,
             ):
                 reports = await prober.collect(tell)
