@@ -114,10 +114,24 @@ def test_a_deliberately_weakened_task_is_found(reports: dict[str, Report], host:
     }
 
 
-def test_outside_of_a_task_nearly_nothing_holds(host: Host) -> None:
-    """The probe as a plain process of root: what the table demands is not just how Linux is."""
-    done = subprocess.run([PROBE], stdout=subprocess.PIPE, timeout=60, check=True)
-    found = {finding.row for finding in judge(parsed(done.stdout), "first process", host)}
+@pytest.fixture(scope="module")
+def outside() -> Report:
+    """The probe as a plain process of root."""
+    return parsed(subprocess.run([PROBE], stdout=subprocess.PIPE, timeout=60, check=True).stdout)
+
+
+def test_each_abi_of_the_kernel_is_tried_inside(
+    reports: dict[str, Report], outside: Report
+) -> None:
+    for report in reports.values():
+        assert report["system_calls"].keys() == outside["system_calls"].keys()
+        for abi, attempts in outside["system_calls"].items():
+            assert report["system_calls"][abi].keys() == attempts.keys()
+
+
+def test_outside_of_a_task_nearly_nothing_holds(outside: Report, host: Host) -> None:
+    """What the table demands is not just how Linux is."""
+    found = {finding.row for finding in judge(outside, "first process", host)}
     for rows in TABLE.values():
         assert found & {row.name for row in rows}
     assert found >= {

@@ -176,7 +176,7 @@ def test_a_value_of_another_shape_is_a_finding_and_no_error(good: Report) -> Non
 
 
 def test_a_kernel_without_the_32_bit_abi_has_no_door_there(good: Report) -> None:
-    good["system_calls"]["i386"] = dict.fromkeys(good["system_calls"]["i386"], -11)
+    del good["system_calls"]["i386"]
     assert protections.judge(good, "first process", HOST) == []
 
 
