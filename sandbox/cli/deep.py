@@ -4,6 +4,8 @@ An agent of its own, in a state directory of its own beside the configured one, 
 running agent is not asked and does not notice. The image is the probe and a table of users. The
 probe runs by every way in which a program gets into a task; `sandbox.model.protections` says what
 it has to report. Nothing is left of it, whatever happens meanwhile.
+
+The agent is imported at the top, so `doctor` imports this module late.
 """
 
 from __future__ import annotations

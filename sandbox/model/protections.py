@@ -815,6 +815,12 @@ PROCESS: Final = (
         places=below("limits", "nproc sigpending"),
     ),
     Row(
+        name="priority, limits and scheduler cannot be raised",
+        source="setpriority(2), setrlimit(2), sched(7): SYS_NICE and SYS_RESOURCE of the host",
+        demand=outcome(EACCES, EPERM),
+        places=below("raise", "priority nofile realtime"),
+    ),
+    Row(
         name="it leads a session and a group of its own",
         source="setsid(2)",
         demand=equal(1),

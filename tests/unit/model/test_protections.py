@@ -59,7 +59,9 @@ OTHERWISE: dict[Place, Any] = {
     ("storage", "bytes"): 1 << 50,
     ("lower_oom_score_adj",): 0,
     ("oom_score_adj",): -1,
-    ("network", "raw_socket"): EPERM,
+    ("raise", "priority"): 0,
+    ("raise", "nofile"): 0,
+    ("raise", "realtime"): 0,
 }
 """Where what `spoilt` makes would do as well."""
 
