@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sandbox.images.image_store import ImageStore
 from sandbox.images.layers import LayerLimits, LayerStore
-from sandbox.images.registry import RegistryClient, Retries
+from sandbox.images.registry import RegistryClient, Retries, Timeouts
 from sandbox.store.sqlite import SqliteStore
 from scripts.make_image import Layout
 from tests.conftest import ROOT
@@ -36,14 +36,20 @@ class World:
 
 
 @asynccontextmanager
-async def open_world(directory: Path, limits: LayerLimits | None = None) -> AsyncIterator[World]:
-    """Everything of it lies in `directory`."""
+async def open_world(
+    directory: Path,
+    limits: LayerLimits | None = None,
+    *,
+    timeouts: Timeouts = Timeouts(),  # noqa: B008  (frozen)
+    retries: Retries = Retries(pause_s=0.01),  # noqa: B008
+) -> AsyncIterator[World]:
+    """Everything of it lies in `directory`, which may have been another one's."""
     subprocess.run([ROOT / "scripts/native", "unpack"], check=True)
     root, unpacker = directory / "state", ROOT / "sandbox/_bin/unpack"
-    root.mkdir()
+    root.mkdir(exist_ok=True)
     store = SqliteStore.open(directory / "store.db")
     layers = LayerStore(root / "layers", unpacker=unpacker, id_base=ID_BASE, limits=limits)
-    async with RegistryClient(retries=Retries(pause_s=0.01)) as registry:
+    async with RegistryClient(timeouts=timeouts, retries=retries) as registry:
         yield World(ImageStore(root, store, layers, registry), layers, store, root)
     await store.aclose()
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import socket
 import ssl
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
@@ -27,7 +24,16 @@ from sandbox.images.registry import (
     Timeouts,
     is_forbidden,
 )
-from tests.unit.images.http_server import Answer, Asked, Server, reply, serving
+from tests.unit.images.http_server import (
+    Answer,
+    Asked,
+    Names,
+    Server,
+    make_certificate,
+    reply,
+    serving,
+    speaking_tls,
+)
 
 BLOB = bytes(range(256)) * 40_000  # 10 MB
 LAYER = Descriptor(digest="sha256:" + hashlib.sha256(BLOB).hexdigest(), size=len(BLOB))
@@ -379,24 +385,7 @@ async def test_https_does_not_step_down_to_http() -> None:
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A key with its self-signed certificate for registry.test, in one file."""
-    file = tmp_path_factory.mktemp("tls") / "both.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
-    options = ["-subj", "/CN=registry.test", "-addext", "subjectAltName=DNS:registry.test"]
-    outputs = ["-keyout", str(file), "-out", f"{file}.crt"]
-    subprocess.run([*command.split(), *options, *outputs], check=True, capture_output=True)
-    file.write_bytes(file.read_bytes() + Path(f"{file}.crt").read_bytes())
-    return file
-
-
-class Names(trio.abc.HostnameResolver):
-    """Every name is this machine."""
-
-    async def getaddrinfo(self, host: Any, port: Any, *_: Any) -> Any:
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", int(port)))]
-
-    async def getnameinfo(self, sockaddr: Any, flags: int) -> tuple[str, str]:
-        raise NotImplementedError
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.mark.parametrize(
@@ -405,11 +394,12 @@ class Names(trio.abc.HostnameResolver):
 async def test_every_other_registry_speaks_tls_with_a_certificate_of_its_name(
     certificate: Path, is_trusted: bool, name: str
 ) -> None:
-    ours = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    ours.load_cert_chain(certificate)
     theirs = ssl.create_default_context(cafile=str(certificate) if is_trusted else None)
     trio.socket.set_custom_hostname_resolver(Names())
-    async with serving(ours) as server, RegistryClient(ssl_context=theirs, retries=FAST) as client:
+    async with (
+        serving(speaking_tls(certificate)) as server,
+        RegistryClient(ssl_context=theirs, retries=FAST) as client,
+    ):
         server.handle = lambda _: reply("200 OK", b"{}")
         source = client.source(parse_name(f"{name}.test:{server.port}/x"))
         if is_trusted and name == "registry":
