@@ -168,11 +168,10 @@ class RegistrySource:
         self._credentials = credentials
         self._authorization: str | None = None
         self._login = trio.Lock()
-        plain = client.may_be_plain(reference.host)
-        self._plain = plain
-        self._base = httpx.URL(
-            f"{'http' if plain else 'https'}://{reference.host}/v2/{reference.path}/"
-        )
+        self._scheme = "http" if client.may_be_plain(reference.host) else "https"
+        with self._addressing():
+            self._base = httpx.URL(f"{self._scheme}://{reference.host}/v2/{reference.path}/")
+            self._origin = _origin(self._base)
 
     @property
     def origin(self) -> Hashable:
@@ -240,24 +239,35 @@ class RegistrySource:
         Whatever may pass by itself is raised as _Transient, also from within the block.
         """
         try:
-            url = httpx.URL(self.url(path))
-            shown = self._authorization
-            response = await self._follow(url, headers, shown)
-            if response.status_code == HTTPStatus.UNAUTHORIZED and self._is_ours(response):
-                challenges = response.headers.get_list("www-authenticate")
-                await response.aclose()
-                await self._authenticate(challenges, shown)
-                response = await self._follow(url, headers, self._authorization)
+            with self._addressing():
+                response = await self._answer(path, headers)
             try:
                 yield response
             finally:
                 await response.aclose()
-        except httpx.InvalidURL as error:
-            raise self.error(f"unusable address: {error}") from error
         except (httpx.UnsupportedProtocol, httpx.LocalProtocolError) as error:
             raise self.error(_told(error)) from error
         except httpx.TransportError as error:
             raise _Transient(self.error(_told(error))) from error
+
+    async def _answer(self, path: str, headers: dict[str, str]) -> httpx.Response:
+        url = httpx.URL(self.url(path))
+        shown = self._authorization
+        response = await self._follow(url, headers, shown)
+        if response.status_code == HTTPStatus.UNAUTHORIZED and self._is_ours(response):
+            challenges = response.headers.get_list("www-authenticate")
+            await response.aclose()
+            await self._authenticate(challenges, shown)
+            response = await self._follow(url, headers, self._authorization)
+        return response
+
+    @contextlib.contextmanager
+    def _addressing(self) -> Iterator[None]:
+        """Some addresses of strangers are none; each library on the way says so in its own way."""
+        try:
+            yield
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise self.error(f"unusable address: {_told(error)}") from error
 
     async def _follow(
         self, url: httpx.URL, headers: dict[str, str], authorization: str | None
@@ -291,12 +301,14 @@ class RegistrySource:
         url = httpx.URL(address)
         if url.scheme not in ("http", "https") or not url.host or url.userinfo:
             raise self.error(f"{what} to an address that is not plainly http(s)")
-        if url.scheme == "http" and not (self._plain or self._client.may_be_plain(url.host)):
+        if url.scheme == "http" and not (
+            self._scheme == "http" or self._client.may_be_plain(url.host)
+        ):
             raise self.error(f"{what} from https to http ({url.host})")
         return url
 
     def _is_ours(self, response: httpx.Response) -> bool:
-        return _origin(response.request.url) == _origin(self._base)
+        return _origin(response.request.url) == self._origin
 
     # Authentication ----------------------------------------------------------------------------
 
@@ -357,7 +369,7 @@ class RegistrySource:
 
     def error(self, message: str, status: int | None = None) -> RegistryError:
         error = RegistryError(str(self._reference), message, status)
-        error.scheme = self._base.scheme
+        error.scheme = self._scheme
         return error
 
 
@@ -522,7 +534,10 @@ def _basic(credentials: Credentials) -> str:
 
 
 def _origin(url: httpx.URL) -> tuple[str, str, int]:
-    return (url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80))
+    port = url.port or (443 if url.scheme == "https" else 80)
+    if port >= 1 << 16:  # or connect(2) would be told the rest of a division
+        raise httpx.InvalidURL(f"there is no port {port}"[:80])
+    return (url.scheme, url.host, port)
 
 
 async def _beginning(response: httpx.Response) -> bytes:

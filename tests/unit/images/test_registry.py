@@ -143,6 +143,26 @@ async def test_a_failure_names_the_scheme_that_was_spoken() -> None:
         )
 
 
+@pytest.mark.parametrize(
+    "host",
+    [
+        "[::::]",
+        "256.1.1.1",
+        "localhost:99999",
+        "localhost:999999999999999999999999",
+        "localhost:" + "9" * 900,
+        "xn--a.example",
+        "a" * 64 + ".example",
+    ],
+)
+async def test_a_registry_that_can_be_nowhere_is_a_registry_error(
+    client: RegistryClient, host: str
+) -> None:
+    with pytest.raises(RegistryError) as raised:
+        await client.source(parse_name(f"{host}/x")).root()
+    assert raised.value.message.startswith("unusable address: ")
+
+
 async def test_silence_ends_in_a_time_out(client: RegistryClient) -> None:
     async def silent(_: trio.SocketStream) -> None:
         await trio.sleep_forever()
@@ -331,6 +351,14 @@ async def test_redirects_in_a_circle_have_an_end(server: Server, client: Registr
         "http://",
         "http://[::1",
         "//169.254.170.2/v2/credentials",
+        "http://127.0.0.1:999999999999999999999999/",
+        "http://127.0.0.1:123456/",
+        "http://xn--a.example/",
+        f"http://{'a' * 64}.example/",
+        "http://256.1.1.1/",
+        "http://0251.0376.0251.0376/",
+        "http://\u0661\u06f2.1.1.1/",
+        "http://a\x00b/",
     ],
 )
 async def test_no_redirect_leads_to_files_or_metadata(location: str) -> None:
