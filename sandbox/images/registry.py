@@ -4,8 +4,9 @@ The only module that imports httpx, and of it only the transport: what a client 
 variables, redirects, netrc) is what must not happen here by itself.
 
 - Plain http only for loopback hosts and those configured insecure. Redirects and token realms are
-  followed by hand: http(s) only, no step down from https, no user information in the URL, never to
-  a link-local or metadata address (checked on the connected peer, so no name leads around it).
+  followed by hand: http(s) only, no step down from https (to this machine's own services neither),
+  no user information in the URL, never to a link-local or metadata address: as such in no notation
+  a resolver knows, and by a name no further than a connection, whose peer is looked at.
 - A 401 answered by the registry itself is met once: with a bearer token from the realm it names, or
   with basic authentication. Authorization goes only to the origin that asked for it.
 - What may pass by itself (resets, time-outs, 408, 429, 5xx) is tried again with back-off, obeying
@@ -20,6 +21,7 @@ import base64
 import contextlib
 import ipaddress
 import os
+import socket
 import ssl
 import time
 from collections.abc import (
@@ -130,7 +132,11 @@ class RegistryClient:
 
     def may_be_plain(self, host: str) -> bool:
         """Whether `host[:port]` may be spoken to without TLS."""
-        return is_loopback(host) or bool({host, hostname(host)} & self._insecure)
+        return is_loopback(host) or self.is_insecure(host)
+
+    def is_insecure(self, host: str) -> bool:
+        """Whether the operator said that `host[:port]` has no TLS."""
+        return bool({host, hostname(host)} & self._insecure)
 
     async def send(self, request: httpx.Request) -> httpx.Response:
         """One request, one answer, with time-outs; the caller closes the answer."""
@@ -301,11 +307,12 @@ class RegistrySource:
         url = httpx.URL(address)
         if url.scheme not in ("http", "https") or not url.host or url.userinfo:
             raise self.error(f"{what} to an address that is not plainly http(s)")
-        if url.scheme == "http" and not (
-            self._scheme == "http" or self._client.may_be_plain(url.host)
-        ):
+        if url.scheme == "http" and not self._may_be_plain(url):
             raise self.error(f"{what} from https to http ({url.host})")
         return url
+
+    def _may_be_plain(self, url: httpx.URL) -> bool:
+        return self._scheme == "http" or self._client.is_insecure(url.netloc.decode("ascii"))
 
     def _is_ours(self, response: httpx.Response) -> bool:
         return _origin(response.request.url) == self._origin
@@ -457,11 +464,14 @@ class _Backend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
+        if (address := _address(host)) is not None:
+            _refuse_forbidden(host, address)
         stream = await self._trio.connect_tcp(host, port, timeout, local_address, socket_options)
-        peer = stream.get_extra_info("server_addr")[0]
-        if is_forbidden(peer):
+        try:
+            _refuse_forbidden(host, stream.get_extra_info("server_addr")[0])
+        except httpcore.UnsupportedProtocol:
             await stream.aclose()
-            raise httpcore.UnsupportedProtocol(f"{host} is {peer}, where registries do not live")
+            raise
         return _Stream(stream)
 
     async def sleep(self, seconds: float) -> None:
@@ -493,6 +503,20 @@ class _Stream(httpcore.AsyncNetworkStream):
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
+
+
+def _refuse_forbidden(host: str, address: str) -> None:
+    if is_forbidden(address):
+        raise httpcore.UnsupportedProtocol(f"{host} is {address}, where registries do not live")
+
+
+def _address(host: str) -> str | None:
+    """What a resolver reads `host` as without asking anybody: inet_aton(3) knows four notations."""
+    try:
+        found = socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
+    except (OSError, UnicodeError):
+        return None
+    return str(found[0][4][0])
 
 
 def is_forbidden(address: str) -> bool:

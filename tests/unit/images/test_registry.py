@@ -390,13 +390,41 @@ def test_metadata_addresses_are_known_in_every_notation(address: str, forbidden:
     assert is_forbidden(address) is forbidden
 
 
+@pytest.mark.parametrize(
+    "host",
+    [
+        "169.254.169.254",
+        "2852039166",
+        "0xa9fea9fe",
+        "0251.0xfe.43518",
+        "169.254.43518",
+        "[::ffff:169.254.169.254]",
+        "[::ffff:a9fe:aa02]",
+        "[64:ff9b::a9fe:a9fe]",
+        "[fe80::1]",
+        "[fd00:ec2::254]",
+    ],
+)
+async def test_nothing_is_sent_to_a_forbidden_address_in_any_notation(
+    client: RegistryClient, host: str
+) -> None:
+    """No connection either: where there is none to be had, its time-out would be the answer."""
+    async with serving() as server:
+        server.handle = lambda _: reply("302 Found", Location=f"http://{host}/latest/meta-data/")
+        with pytest.raises(RegistryError, match="where registries do not live"):
+            await of(client, server).root()
+        assert len(server.asked) == 1
+
+
 async def test_a_connection_that_ends_at_a_forbidden_address_is_not_used(
-    server: Server, client: RegistryClient, monkeypatch: pytest.MonkeyPatch
+    server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever a name resolves to: the connected peer is what is looked at."""
     monkeypatch.setattr("sandbox.images.registry.is_forbidden", lambda peer: peer == "127.0.0.1")
-    with pytest.raises(RegistryError, match="where registries do not live"):
-        await of(client, server).root()
+    trio.socket.set_custom_hostname_resolver(Names())
+    async with RegistryClient(insecure=["registry.test"], retries=FAST) as client:
+        with pytest.raises(RegistryError, match=r"registry\.test is 127\.0\.0\.1, where"):
+            await client.source(parse_name(f"registry.test:{server.port}/x")).root()
     assert server.asked == []
 
 
@@ -404,8 +432,10 @@ async def test_https_does_not_step_down_to_http() -> None:
     async with RegistryClient(insecure=["plain.example"]) as client:
         secure = client.source(parse_name("registry.example/x"))
         assert secure.url("manifests/latest") == "https://registry.example/v2/x/manifests/latest"
-        with pytest.raises(RegistryError, match="from https to http"):
-            secure.allowed("http://registry.example/x", "redirect")
+        for host in ("registry.example", "127.0.0.1:8080", "localhost", "[::1]:80"):
+            with pytest.raises(RegistryError, match="from https to http"):
+                secure.allowed(f"http://{host}/x", "redirect")
+        assert secure.allowed("http://plain.example:5000/x", "redirect").port == 5000
         assert str(secure.allowed("https://cdn.example/x", "redirect")) == "https://cdn.example/x"
         plain = client.source(parse_name("plain.example:5000/x"))
         assert plain.url("a/b").startswith("http://plain.example:5000/")
