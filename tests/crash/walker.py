@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import psutil
 
 from sandbox.model.task import StopCode
-from tests.conftest import cgroup_roots
+from tests.leaks import cgroup_roots
 from tests.crash import paths
 from tests.crash.conftest import Driver, Site
 from tests.crash.faults import WALKS
