@@ -24,11 +24,23 @@ from pathlib import Path
 import pytest
 import structlog
 from hypothesis import HealthCheck, settings
+from hypothesis.database import DirectoryBasedExampleDatabase
 
 from tests.leaks import leaked, snapshot
 
-# A machine may be slow, busy, or emulated: no test is about time.
-settings.register_profile("any", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# A machine may be slow, busy, or emulated: no test is about time. Nor does one fail by chance; new
+# inputs are looked for by `scripts/test fuzz`, which keeps those that failed and tries them first.
+settings.register_profile(
+    "any", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile(
+    "long",
+    settings.get_profile("any"),
+    derandomize=False,
+    database=DirectoryBasedExampleDatabase(Path(__file__).parents[1] / "build/fuzz/hypothesis"),
+    max_examples=10_000,
+    print_blob=True,
+)
 settings.load_profile("any")
 
 ROOT = Path(__file__).parents[1]

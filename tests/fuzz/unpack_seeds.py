@@ -1,4 +1,7 @@
-"""Archives to start fuzzing from: one of each kind of header, and all that tests know to be bad."""
+"""Archives to start fuzzing from: one of each kind of header, and all that tests know to be bad.
+
+python -m tests.fuzz.unpack_seeds DIRECTORY
+"""
 
 from __future__ import annotations
 
