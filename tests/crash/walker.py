@@ -19,11 +19,11 @@ from typing import Any, TypeVar
 import psutil
 
 from sandbox.model.task import StopCode
-from tests.leaks import cgroup_roots
 from tests.crash import paths
 from tests.crash.conftest import Driver, Site
 from tests.crash.faults import WALKS
 from tests.crash.test_agents import take_cgroups_away
+from tests.leaks import cgroup_roots
 
 MOST_AGENTS = 100
 
