@@ -208,7 +208,7 @@ static void finish_entry(struct tar *tar, const struct overrides *over,
     bool gnu_sparse = header[TYPE] == 'S';
     entry->type = gnu_sparse || !header[TYPE] ? '0' : (char)header[TYPE];
     size_t length = strlen(entry->path);
-    if (entry->type == '0' && length && entry->path[length - 1] == '/')
+    if (!header[TYPE] && length && entry->path[length - 1] == '/')
         entry->type = '5'; /* before POSIX a directory was a file whose name ends so */
     if (!strchr("0123456", entry->type))
         refuse(entry->path, "unknown type of entry 0x%02x", header[TYPE]);
