@@ -9,7 +9,8 @@ A pull asks for the tag once and goes on by digest. Each layer is unpacked while
 download, the hash of what came, decompression and unpacking run at the same time, several layers at
 once, so that a pull takes as long as its slowest part and not the sum. A layer counts only if both
 its digest and its diff_id were right, and an image is written down only when all of it is there; so
-whatever a crash leaves is either whole or unnamed, and `sweep` and `prune` find the latter.
+whatever a crash leaves is either whole or unnamed, and `sweep` and `prune` find the latter. What an
+image that is refused has brought goes at once.
 
 The compressed layers are not kept: nothing here reads them again, and they would double what an
 image takes. `keep_blobs` keeps them, for pushing an image on as it came. (An image pulled without
@@ -214,17 +215,25 @@ class ImageStore:
         return _Found(image, resolved, body)
 
     async def _fetch(self, source: Source, found: _Found, progress: Progress | None) -> None:
-        """Bring what is missing of the image, then write it down."""
+        """Bring what is missing of the image, then write it down.
+
+        Of an image that is refused nothing stays: its other layers would lie here until a prune,
+        for nobody. After a transfer that broke off they stay, for the next try.
+        """
         image, resolved = found.image, found.resolved
 
         async def keep(_: Report) -> None:
             await self._blobs.write(found.config)
             await self._blobs.write(resolved.body)
 
-        with self._holding(image):
-            await self._flights.run(image.digest, keep)
-            await self._fetch_layers(source, found, progress)
-            await self._write(image, resolved.root_digest)
+        try:
+            with self._holding(image):
+                await self._fetch_layers(source, found, progress)
+                await self._flights.run(image.digest, keep)
+                await self._write(image, resolved.root_digest)
+        except ImageError:
+            await self._collect(image.diff_ids)
+            raise
 
     async def _fetch_layers(self, source: Source, found: _Found, progress: Progress | None) -> None:
         # The largest first: what is started last should not be what takes longest.
@@ -339,7 +348,7 @@ class ImageStore:
         if image.digest in in_use or self._is_held(image.digest):
             raise ImageError(f"{name}: the image is in use")
         await self._forget([image.digest], names)
-        await self._collect()
+        await self._collect(self._layers.ids())
 
     async def prune(self, in_use: Collection[str], *, unused: bool = False) -> Pruned:
         """Remove images without a name, with `unused` all images, but none of `in_use`.
@@ -359,7 +368,7 @@ class ImageStore:
         await self._forget(digests, names)
         return Pruned(
             images=tuple(sorted(digests)),
-            layers=await self._collect(),
+            layers=await self._collect(self._layers.ids()),
             size_bytes=sum(image.size_bytes for image in doomed),
         )
 
@@ -374,10 +383,10 @@ class ImageStore:
         finally:
             self._leaving.difference_update(digests)
 
-    async def _collect(self) -> tuple[str, ...]:
-        """Remove layers and blobs that no row needs; returns the layers' diff_ids."""
+    async def _collect(self, diff_ids: Collection[str]) -> tuple[str, ...]:
+        """Remove those of these layers, and blobs, that no row needs; returns the former."""
         removed = []
-        for diff_id in self._layers.ids():
+        for diff_id in diff_ids:
 
             async def work(_: Report, diff_id: str = diff_id) -> None:
                 # Asked again here: while this waited, a pull may have come to need it.
