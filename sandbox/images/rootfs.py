@@ -11,9 +11,9 @@ What costs is closing the clones (50 us each, a grace period), so that is left t
 All else takes less than the way to a thread and back, so it is done in place where the kernel can.
 
 Kernel facts:
-- A new directory of an overlay shows what its upper directory says. So `upper` belongs to the
-  task's id 0 and has mode, times and user xattrs of the image's topmost root directory; otherwise
-  root of the task could not create a file in "/".
+- A new directory of an overlay shows what its upper directory says. So `upper` has mode, times,
+  user xattrs and owner of the image's topmost root directory, the owner as one of the task's ids;
+  otherwise root of the task could not create a file in "/".
 - Overlay does not look for the opaque mark on the root of a layer, so layers below one that has it
   are left out. It refuses one directory twice (ELOOP); of equal layers the topmost decides alone.
 - A `volatile` overlay skips every sync and leaves work/incompat/volatile, with which the kernel
@@ -205,12 +205,12 @@ class _Writable:
             empty_directory(_open(self.work, opened))
 
     def _dress(self, image_root: Path) -> None:
-        """Let `upper` look like the image's root, and belong to the task's."""
+        """Let `upper` look like the image's root, its owner among the task's ids."""
         with ExitStack() as opened:
             source = _open(image_root, opened)
             upper = _open(self.upper, opened)
             status = os.fstat(source)
-            os.fchown(upper, self._id_base, self._id_base)
+            os.fchown(upper, self._id_base + status.st_uid, self._id_base + status.st_gid)
             os.fchmod(upper, stat.S_IMODE(status.st_mode))
             copy_xattrs(source, upper)
             os.utime(upper, ns=(status.st_atime_ns, status.st_mtime_ns))
