@@ -1,7 +1,7 @@
 """What every test finds: a real registry, and a check that it left nothing behind.
 
-Tests in tests/kernel and tests/crash need root and are checked for leaks: what Sandbox makes on a
-host (tests/leaks.py) is compared before and after each of them. The kernel takes some things down
+Tests in tests/kernel, tests/crash and tests/hostile need root and are checked for leaks: what
+Sandbox makes on a host (tests/leaks.py) is compared before and after. The kernel takes some down
 later than the call that asked for it returns (namespaces, cgroups), so a leak is what is still
 there after a while. The comparison is of the whole host: two runs of these tests at once see each
 other.
@@ -55,7 +55,7 @@ pytest.register_assert_rewrite("tests.suites")
 
 def touches_the_host(item: pytest.Item) -> bool:
     folder = item.path.relative_to(ROOT / "tests").parts[0]
-    return folder in ("kernel", "crash")
+    return folder in ("kernel", "crash", "hostile")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

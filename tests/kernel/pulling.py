@@ -49,9 +49,11 @@ async def open_world(
     root.mkdir(exist_ok=True)
     store = SqliteStore.open(directory / "store.db")
     layers = LayerStore(root / "layers", unpacker=unpacker, id_base=ID_BASE, limits=limits)
-    async with RegistryClient(timeouts=timeouts, retries=retries) as registry:
-        yield World(ImageStore(root, store, layers, registry), layers, store, root)
-    await store.aclose()
+    try:
+        async with RegistryClient(timeouts=timeouts, retries=retries) as registry:
+            yield World(ImageStore(root, store, layers, registry), layers, store, root)
+    finally:
+        await store.aclose()
 
 
 @dataclass
