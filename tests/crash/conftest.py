@@ -158,21 +158,6 @@ def image() -> str:
     return f"oci:{make_image.cached('tiny', ROOT / 'build/images')}:latest"
 
 
-@pytest.fixture(scope="session")
-def other_image(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """As `image`, with a layer that deletes: for whoever pulls it, again and again."""
-
-    def less(layer: make_image.LayerWriter) -> None:
-        layer.whiteout("home/app")
-        layer.opaque("var")
-
-    directory = tmp_path_factory.mktemp("other")
-    layout = make_image.Layout(directory)
-    layers = [layout.layer(make_image.busybox), layout.layer(less)]
-    layout.image("latest", layers, {"Env": [make_image.PATH], "Cmd": ["/bin/sh"]})
-    return f"oci:{directory}:latest"
-
-
 @pytest.fixture
 def driver() -> Iterator[Driver]:
     driver = Driver()

@@ -76,7 +76,7 @@ async def hold(agent: Agent, request: dict[str, Any]) -> None:
 async def serve_requests(agent: Agent, request: dict[str, Any]) -> None:
     say(ready=True, beside=await beside(agent, request["image"]))
     async for asked in requests():
-        say(**await answer(agent, request["image"], request["other"], asked))
+        say(**await answer(agent, request["image"], asked))
 
 
 async def churn(agent: Agent, request: dict[str, Any]) -> None:

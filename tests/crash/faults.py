@@ -22,7 +22,7 @@ from tests.crash.paths import PATHS, app, log_of, task, until_running, view_of, 
 
 PATIENCE_S = 30.0
 WALKS = {"pull and run to its exit": PATHS["run to its exit"], **PATHS}
-"""Images that no task uses go after each walk; the first has another one than the task beside."""
+"""Images that no task uses go after each walk; who walks the first brings a new one."""
 BESIDE = "beside"
 COUNTS = "trap 'exit 3' TERM; n=0; while :; do echo $n; n=$((n+1)); sleep 0.1; done"
 
@@ -39,10 +39,10 @@ async def beside(agent: Agent, image: str) -> str:
     return id
 
 
-async def answer(agent: Agent, image: str, other: str, asked: dict[str, Any]) -> dict[str, Any]:
+async def answer(agent: Agent, image: str, asked: dict[str, Any]) -> dict[str, Any]:
     match asked:
-        case {"go": path}:
-            return {"went": await go(agent, other if path.startswith("pull") else image, path)}
+        case {"go": path, "image": image}:
+            return {"went": await go(agent, image, path)}
         case {"settle": path}:
             return {"settled": await settle(agent, image, path)}
         case {"look": _}:

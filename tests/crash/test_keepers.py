@@ -36,8 +36,8 @@ pytestmark = pytest.mark.skipif(STRACE is None, reason="strace is not installed"
 
 
 @pytest.fixture
-def walker(driver: Driver, site: Site, image: str, other_image: str) -> Iterator[Walker]:
-    with closing(Walker(driver, site, image, other_image)) as walker:
+def walker(driver: Driver, site: Site, image: str) -> Iterator[Walker]:
+    with closing(Walker(driver, site, image)) as walker:
         yield walker
 
 

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import psutil
 
 from sandbox.model.task import StopCode
+from scripts import make_image
 from tests.crash import paths
 from tests.crash.conftest import Driver, Site
 from tests.crash.faults import WALKS
@@ -204,7 +205,7 @@ def judged_task(path: paths.Path, settled: Mapping[str, Any], told: Told) -> lis
 class Walker:
     """One agent after the other over a task that stays."""
 
-    def __init__(self, driver: Driver, site: Site, image: str, other_image: str) -> None:
+    def __init__(self, driver: Driver, site: Site, image: str) -> None:
         self.may_stay = False
         """What cannot be undone while it fails is undone by the next agent."""
         self.kills = False
@@ -212,8 +213,10 @@ class Walker:
         self.loses_output = False
         """What fails may take output away, as on a full disk."""
         self._driver = driver
-        self._request = {"verb": "serve", "image": image, "other": other_image, **site.place}
+        self._request = {"verb": "serve", "image": image, **site.place}
         self._site = site
+        self._image = image
+        self._images = 0
         self.agents = 0
         self._before: Holdings | None = None
         self._rise()
@@ -244,9 +247,10 @@ class Walker:
 
     def walk(self, name: str, fault: AbstractContextManager[None] | None = None) -> list[str]:
         """What is wrong afterwards."""
+        image = self._new_image() if name.startswith("pull") else self._image
         self.told = told = Told(is_cut=self.loses_output, is_killed=self.kills)
         with fault or nullcontext():
-            self._driver.tell(go=name)
+            self._driver.tell(go=name, image=image)
             self._note(told, self._driver.hear("went", "ended"))
             self.is_up = told.ended is None
         if told.ended is not None:
@@ -259,6 +263,22 @@ class Walker:
             self.follow()
             left = self._gained()
         return wrong + [f"gained {what}" for what in left] + self._harm()
+
+    def _new_image(self) -> str:
+        """One layer that is there, and one that is not, with deletions."""
+        self._images += 1
+
+        def new(layer: make_image.LayerWriter) -> None:
+            layer.whiteout("home/app")
+            layer.opaque("var")
+            layer.file("number", b"%d" % self._images)
+
+        directory = self._site.run.with_name(f"image{self._images}")
+        directory.mkdir()
+        layout = make_image.Layout(directory)
+        layers = [layout.layer(make_image.busybox), layout.layer(new)]
+        layout.image("latest", layers, {"Env": [make_image.PATH], "Cmd": ["/bin/sh"]})
+        return f"oci:{directory}:latest"
 
     def _gained(self) -> list[str]:
         assert self._before is not None
