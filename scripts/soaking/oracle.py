@@ -90,11 +90,15 @@ class Oracle:
         finally:
             self.is_pruning = False
 
-    def saw(self, view: TaskView) -> None:
+    def saw(self, view: TaskView, before: TaskView | None = None) -> None:
+        """`before` is what the same connection has told last; others may be behind or ahead."""
         story = self.stories.get(view.id)
         if story is None:
             return
-        for what in moved_back(story.view, view):
+        is_newer = view.known.version > story.view.known.version
+        wrong = moved_back(before, view) if before is not None else []
+        wrong += moved_back(story.view, view) if is_newer else []
+        for what in dict.fromkeys(wrong):
             self.wrong(what, story)
         if view.known.version >= story.view.known.version:
             story.view = view
@@ -122,8 +126,6 @@ class Oracle:
 
 
 def moved_back(before: TaskView, after: TaskView) -> list[str]:
-    if after.known.version < before.known.version:
-        return []  # an older answer that came later
     wrong = []
     if after.known.last_status < before.known.last_status:
         wrong.append(f"{before.known.last_status.name} became {after.known.last_status.name}")

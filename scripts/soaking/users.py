@@ -68,6 +68,11 @@ class World:
                 return await ask()
             await trio.sleep(0.02)
 
+    async def ready(self) -> int:
+        """Wait for an agent that answers; how many have ended until then."""
+        await self.daemon.ready()
+        return self.oracle.agents
+
     async def turn(self, name: str) -> bool:
         """Wait until that one may begin; False when it is over."""
         await self.may_begin.wait()
@@ -165,9 +170,11 @@ class User:
         world = self._world
 
         async def look() -> None:
+            before = None
             async with aclosing(world.remote.watch(story.id)) as views:  # type: ignore[type-var]
                 async for view in views:
-                    world.oracle.saw(view)
+                    world.oracle.saw(view, before)
+                    before = view
                     if view.known.last_status >= status:
                         return
             raise NotFound("it was removed as soon as it had stopped")
@@ -229,7 +236,7 @@ class User:
 
     async def _execute(self, story: Story) -> None:
         word, code = f"{self._random.random()}", self._random.randrange(90)
-        agents = self._world.oracle.agents
+        agents = await self._world.ready()
         self._world.did["execs"] += 1
         task = Task(self._world.remote, story.view)
         try:
@@ -243,7 +250,7 @@ class User:
     async def _copy(self, story: Story) -> None:
         """A file in and out again."""
         content = self._random.randbytes(self._random.randrange(300_000))
-        agents = self._world.oracle.agents
+        agents = await self._world.ready()
         self._world.did["copies"] += 1
         task = Task(self._world.remote, story.view)
         with tempfile.TemporaryDirectory() as directory:
@@ -259,8 +266,7 @@ class User:
 
     async def _excuse(self, what: str, story: Story, agents: int, error: SandboxError) -> None:
         """An agent that dies takes what was asked of it along; a task that is disturbed ends."""
-        await self._world.daemon.ready()  # by then an end was counted
-        if self._world.oracle.agents == agents and not story.is_disturbed:
+        if await self._world.ready() == agents and not story.is_disturbed:
             self._world.oracle.wrong(f"{what}: {error!r}", story)
 
     async def _follow(self, story: Story) -> None:
@@ -286,7 +292,7 @@ class User:
         )
 
     async def _measure(self, story: Story) -> None:
-        agents = self._world.oracle.agents
+        agents = await self._world.ready()
         try:
             stats = await self._world.remote.stats(story.id)
         except SandboxError as error:
@@ -307,9 +313,8 @@ class User:
     async def _attached(self) -> None:
         """To its end: the command's output and exit status are the program's."""
         counter = Counter(lines=self._random.randint(0, 50), code=plans.code(self._random))
-        world, agents = self._world, self._world.oracle.agents
+        world, agents = self._world, await self._world.ready()
         world.did["attached"] += 1
-        await world.daemon.ready()
         done = await trio.run_process(
             self._run_command(self._next_name(), counter, "--rm"),
             env=world.daemon.environment,
@@ -317,10 +322,9 @@ class User:
             capture_stderr=True,
             check=False,
         )
-        await world.daemon.ready()  # by then an end was counted
         lines = [counter.lines] if counter.lines else []
         is_right = done.returncode == counter.code and counted(done.stdout) == lines
-        is_excused = done.returncode in OURS and world.oracle.agents > agents
+        is_excused = done.returncode in OURS and await world.ready() > agents
         if counted(done.stdout) is None or not (is_right or is_excused):
             what = (done.returncode, done.stdout[-100:], done.stderr[-500:])
             world.oracle.wrong(f"`sandbox run` of {counter.lines} lines gave {what}")
@@ -328,9 +332,8 @@ class User:
     async def _abandoned(self) -> None:
         """Killed while its task runs: the task must not outlive it."""
         counter = Counter(name=(family := self._next_name()), told=plans.code(self._random))
-        world, agents = self._world, self._world.oracle.agents
+        world, agents = self._world, await self._world.ready()
         world.did["owners killed"] += 1
-        await world.daemon.ready()
         with tempfile.TemporaryFile() as out:
             command = self._run_command(family, counter, "--stop-timeout", "10")
             with self._popen(command, out.fileno()) as owner:
