@@ -33,6 +33,8 @@ from tests import leaks
 from tests.conftest import ROOT
 
 SETTINGS = {"warm_slots": 1, "warm_storage": 1, "host_free_storage_mib": 0}
+SILENT_S = 60.0
+"""Longer than a driver is patient with anything."""
 
 
 class Driver:
@@ -67,6 +69,7 @@ class Driver:
         assert self._process.stdout
         facts: dict[str, Any] = {}
         while not facts.keys() & set(last):
+            assert select.select([self._process.stdout], [], [], SILENT_S)[0], "it says nothing"
             line = self._process.stdout.readline()
             assert line, "the driver has ended"
             facts |= json.loads(line)
