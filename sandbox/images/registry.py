@@ -392,15 +392,30 @@ class _Transfer:
     async def run(self) -> None:
         """One try, from where the last one ended."""
         blob, size = self._descriptor, self._descriptor.size
+        if self.done == size:
+            return  # the connection broke behind the last byte, and no range begins there
         headers = {"Range": f"bytes={self.done}-"} if self.done else {}
         async with self._source.get(f"blobs/{blob.digest}", headers) as response:
             await self._source.refuse_unless(response, 200, 206)
             position = self._position(response)
-            async with _pieces(response, CHUNK_BYTES) as pieces:
-                async for piece in pieces:
-                    position = await self._take(piece, position)
+            async with _pieces(response) as pieces:
+                await self._take_all(pieces, position)
         if self.done < size:
             raise _Transient(self._source.error(f"ended after {self.done} of {size} bytes"))
+
+    async def _take_all(self, pieces: AsyncIterator[bytes], position: int) -> None:
+        """In chunks, as each costs whoever takes it a thread; at a break also what is in hand."""
+        held = bytearray()
+        try:
+            async for piece in pieces:
+                held += piece
+                while len(held) >= CHUNK_BYTES:
+                    position = await self._take(bytes(held[:CHUNK_BYTES]), position)
+                    del held[:CHUNK_BYTES]
+        except httpx.TransportError:
+            await self._take(bytes(held), position)
+            raise
+        await self._take(bytes(held), position)
 
     async def _take(self, piece: bytes, position: int) -> int:
         """Send on what is new of a piece that lies at `position`; returns where it ends."""
@@ -531,15 +546,13 @@ def is_forbidden(address: str) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def _pieces(
-    response: httpx.Response, size: int | None = None
-) -> AsyncIterator[AsyncIterator[bytes]]:
+async def _pieces(response: httpx.Response) -> AsyncIterator[AsyncIterator[bytes]]:
     """The body in pieces; the block may stop before its end.
 
     httpx's body is a generator in a generator in a generator. Left half-way they would be found by
     the garbage collector, who cannot await; so the connection is closed first and they run into it.
     """
-    pieces = response.aiter_raw(size)
+    pieces = response.aiter_raw()
     try:
         yield pieces
     finally:

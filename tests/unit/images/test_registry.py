@@ -252,6 +252,22 @@ async def test_a_blob_that_breaks_off_goes_on_by_range(
     assert "range" not in server.asked[0].headers
 
 
+async def test_no_byte_that_came_is_asked_for_again(server: Server, client: RegistryClient) -> None:
+    """However early a connection breaks; and behind the last byte there is nothing to ask for."""
+
+    def handle(asked: Asked) -> Answer:
+        start = int(asked.headers.get("range", "bytes=0-")[6:-1])
+        end = min(start + 3_333_333, len(BLOB))
+        status = "206 Partial Content" if start else "200 OK"
+        span = f"bytes {start}-{len(BLOB) - 1}/{len(BLOB)}"
+        return reply(status, BLOB[start:end], length=len(BLOB) - start + 9, Content_Range=span)
+
+    server.handle = handle
+    assert await fetched(of(client, server)) == BLOB
+    starts = [asked.headers.get("range") for asked in server.asked]
+    assert starts == [None, *(f"bytes={n * 3_333_333}-" for n in (1, 2, 3))]
+
+
 async def test_a_server_without_ranges_begins_again_and_nothing_is_sent_twice(
     server: Server, client: RegistryClient
 ) -> None:
