@@ -20,7 +20,7 @@ import signal
 import socket
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +78,7 @@ async def make(
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours:
             with theirs:
+                _load_ipv6()
                 arguments = [str(program), *map(str, ranges), *_present(sysctls)]
                 child = _spawn(program, arguments, theirs.fileno())
             try:
@@ -99,6 +100,13 @@ async def make(
 @trio.lowlevel.enable_ki_protection  # or a Ctrl-C could leave a child that nobody knows
 def _spawn(program: Path, arguments: Sequence[str], fd: int) -> native.Spawned:
     return native.Spawned(str(program), arguments, [fd])
+
+
+def _load_ipv6() -> None:
+    """Have its module loaded now, if it is one: loaded by a task's first socket of that family, it
+    would come with its own defaults into all namespaces that there are."""
+    with suppress(OSError):  # a kernel without it: no socket, no sysctls
+        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()
 
 
 def _present(sysctls: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import resource
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -76,6 +77,18 @@ async def test_lo_is_up_and_the_sysctls_are_those_of_a_task(slot: Slot) -> None:
     if Path("/proc/sys/net/ipv6").exists():
         values = inside(slot, "cd /proc/sys/net/ipv6/conf; cat default/accept_ra all/forwarding")
         assert values.split() == ["0", "0"]
+
+
+async def test_ipv6_comes_to_a_slot_with_its_sysctls_though_nobody_used_it_before(
+    slot: Slot,
+) -> None:
+    """Where it is a module that was not loaded, as in the guest, a first socket loads it."""
+    try:
+        socket.socket(socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this kernel has no IPv6")
+    values = inside(slot, "cd /proc/sys/net/ipv6/conf; cat all/accept_ra default/accept_redirects")
+    assert values.split() == ["0", "0"]
 
 
 async def test_the_hosts_own_sysctls_are_not_touched(slot: Slot) -> None:
