@@ -12,6 +12,8 @@ import trio
 
 from sandbox.kernel import slots
 from tests.hostile.images import OUTSIDE
+from tests.kernel.conftest import agent as agent
+from tests.kernel.conftest import state_dir as state_dir
 from tests.unit.images.http_server import Server, serving
 
 ID_BASE = 0x7FFE0000
@@ -70,6 +72,15 @@ def outside() -> Iterator[Path]:
     (OUTSIDE / "file").write_text("app:x:0:0::/:/bin/sh\n")
     yield OUTSIDE
     shutil.rmtree(OUTSIDE)
+
+
+@pytest.fixture(autouse=True)
+def nothing_escapes(outside: Path, tally: Tally, request: pytest.FixtureRequest) -> Iterator[None]:
+    before = state(outside)
+    yield
+    if state(outside) != before:
+        tally.escaped.add(request.node.name)
+    assert state(outside) == before
 
 
 @pytest.fixture(scope="session")

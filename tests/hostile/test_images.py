@@ -22,7 +22,7 @@ from sandbox.kernel import slots
 from tests.conftest import IN_GUEST
 from tests.hostile import documents, layers, umoci
 from tests.hostile.cases import Accepted, Case, Refused
-from tests.hostile.conftest import ID_BASE, Tally, state
+from tests.hostile.conftest import ID_BASE, Tally
 from tests.hostile.images import Parts
 from tests.hostile.trees import NOW, Tree, described
 from tests.kernel.pulling import Shelf, World, open_world
@@ -40,15 +40,6 @@ ASKED = [
     if "layout" in case.doors and case.umoci.does != "not asked"
 ]
 """All that a layout can say: it has no Content-Type, and bytes do not break off on the way."""
-
-
-@pytest.fixture(autouse=True)
-def nothing_escapes(outside: Path, tally: Tally, request: pytest.FixtureRequest) -> Iterator[None]:
-    before = state(outside)
-    yield
-    if state(outside) != before:
-        tally.escaped.add(request.node.name)
-    assert state(outside) == before
 
 
 @contextmanager
