@@ -18,9 +18,10 @@ from scripts.benchmarks.launch import launch, rate
 from scripts.benchmarks.memory import memory
 from scripts.benchmarks.pull import pull
 from scripts.benchmarks.storage import storage
+from scripts.benchmarks.unpack import unpack
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("launch", "memory", "pull", "rate", "storage")
+PARTS = ("launch", "memory", "pull", "unpack", "rate", "storage")
 
 
 def main() -> int:
@@ -55,6 +56,10 @@ def measure(chosen: tuple[str, ...], quick: bool) -> list[Section]:
         if "pull" in chosen:
             say("pull")
             sections["pull"] = pull(disk, many, 2 if quick else 5)
+        if "unpack" in chosen:
+            say("unpack")
+            layout = make_image.cached("many", ROOT / "build/images")
+            sections["unpack"] = unpack(disk / "unpack", layout, 2 if quick else 7)
         if "storage" in chosen:
             say("storage")
             sections["storage"] = trio.run(storage, disk / "storage", 20 if quick else 100)

@@ -10,7 +10,15 @@ from pathlib import Path
 
 from scripts.benchmarks.figures import table
 
-PACKAGES = ("crun", "podman", "docker.io", "containerd", "docker-registry")
+PACKAGES = (
+    "crun",
+    "podman",
+    "docker.io",
+    "containerd",
+    "docker-registry",
+    "tar",
+    "libarchive-tools",
+)
 
 
 def load() -> str:
