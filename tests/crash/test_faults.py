@@ -86,8 +86,8 @@ ERRORS: Mapping[str, str] = {
 }
 """What each call can answer a correct caller: proc(5), cgroups(7), and the page of the call.
 
-Not epoll_ctl: the kernel takes memory for EPOLL_CTL_ADD alone, strace cannot tell one operation from
-another, and the event loop does not outlive an error of the descriptor that wakes it.
+Not epoll_ctl: the kernel takes memory for EPOLL_CTL_ADD alone, strace cannot tell one operation
+from another, and the event loop does not outlive an error of the descriptor that wakes it.
 """
 
 

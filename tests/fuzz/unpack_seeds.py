@@ -1,16 +1,19 @@
-"""Archives to start fuzzing from: one of each kind of header, and all that tests know to be bad.
+"""Archives to start fuzzing from: one of each kind of header, and all of the hostile corpus.
 
 python -m tests.fuzz.unpack_seeds DIRECTORY
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
+from tests.hostile.layers import CASES
 from tests.kernel import archives as tar
-from tests.kernel.test_layers import REFUSED
 
+MAX_BYTES = 16384
+"""Of an input: tests/fuzz/run_unpack."""
 GOOD = {
     "files": tar.directory(b"./") + tar.file(b"a/b", b"x" * 600) + tar.hardlink(b"h", b"a/b"),
     "replaced": tar.directory(b"a") + tar.file(b"a/b/c") + tar.symlink(b"a", b"/mnt"),
@@ -39,10 +42,13 @@ GOOD = {
 
 def main(directory: Path) -> None:
     directory.mkdir()
-    bad = {name: members for name, (members, _) in REFUSED.items()}
-    for name, members in {**bad, **GOOD}.items():
-        if len(members) <= 16384:
-            (directory / name.replace(" ", "-")).write_bytes(tar.archive(members))
+    seeds = {name: tar.archive(members) for name, members in GOOD.items()}
+    seeds |= {
+        name: case.image.layers[-1].archive for name, case in CASES.items() if case.image.layers
+    }
+    for name, content in seeds.items():
+        if len(content) <= MAX_BYTES:
+            (directory / re.sub(r"\W", "-", name)).write_bytes(content)
 
 
 if __name__ == "__main__":

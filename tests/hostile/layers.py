@@ -796,6 +796,13 @@ HEADERS = {
             header(b"d/", b"\0", magic=V7, mode=0o755), file(b"d/f", b"v7", kind=b"\0", magic=V7)
         ),
     ),
+    "ustar's with a prefix": good(
+        {b"some": MADE, b"some/prefix": MADE, b"some/prefix/f": f(b"x")},
+        layer(file(b"f", b"x", tail=b"some/prefix")),
+    ),
+    "a link with a size": good(
+        {b"a": link(b"x")}, layer(header(b"a", b"2", link=b"x", mode=0o777, size=4096))
+    ),
     "GNU's with times where ustar has a prefix": good(
         {b"f": f(b"x")}, layer(file(b"f", b"x", magic=GNU, tail=b"14710000000"))
     ),
