@@ -1,4 +1,4 @@
-"""SPECIFICATION.md and docs/isolation.md promise nothing that no test or benchmark proves."""
+"""The documents that promise something promise nothing that no test or benchmark proves."""
 
 from __future__ import annotations
 
@@ -30,6 +30,6 @@ def test_every_named_proof_exists(document: str) -> None:
         f"{file}::{name}"
         for promise in promises(document)
         for file, name in PROOF.findall(promise)
-        if not (ROOT / file).exists() or f"def {name}" not in (ROOT / file).read_text()
+        if not (ROOT / file).exists() or (name and f"def {name}(" not in (ROOT / file).read_text())
     ]
     assert missing == []
