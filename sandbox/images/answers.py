@@ -15,7 +15,7 @@ import msgspec
 
 _WORD = re.compile(r"""([\w!#$%&'*+.^`|~-]+)(?:\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+)))?""")
 _TOKEN = re.compile(r"[\x21-\x7e]+")
-_SECONDS = re.compile("[0-9]{1,9}", re.ASCII)
+_SECONDS = re.compile("[0-9]+", re.ASCII)
 _SHOWN_ERRORS = 3
 _SHOWN_CHARACTERS = 300
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)

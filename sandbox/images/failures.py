@@ -46,7 +46,7 @@ def _text(error: SandboxError, reference: AnyReference) -> str:
         case RegistryError(status=401):
             return f"{resolve}: {_DENIED}"
         case RegistryError(status=int() as status) if isinstance(reference, Reference):
-            said = f"{_url(error, reference)}: {status} {phrase(status)}"
+            said = f"{_url(error, reference)}: {status} {phrase(status)}".strip()
             return f"{resolve}: unexpected status from HEAD request to {said}"
         case RegistryError(message=message) if isinstance(reference, Reference):
             return f'{resolve}: failed to do request: Head "{_url(error, reference)}": {message}'

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import time
 
 import pytest
@@ -91,7 +92,9 @@ def test_a_refusal_is_one_printable_line_of_bounded_length() -> None:
         ("soon", 0),
         ("Thu, 01 Jan 1970 00:01:40 GMT", 40),
         ("Thu, 01 Jan 1970 00:00:10 GMT", 0),
-        ("99999999999999", 0),
+        ("99999999999999", 99999999999999),
+        ("9" * 5000, math.inf),
+        ("٣", 0),
     ],
 )
 def test_a_pause_is_given_in_seconds_or_as_a_date(header: str, seconds: float) -> None:

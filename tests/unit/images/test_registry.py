@@ -623,5 +623,7 @@ def test_texts_for_other_failures_are_ecss() -> None:
         "CannotPullContainerError: image Manifest does not contain descriptor matching "
         "platform 'a/b'"
     )
+    odd = RegistryError("x", "799", 799)
+    assert pull_failure_text(odd, reference).endswith("/manifests/latest: 799")
     long = RegistryError("x", "y" * 5000)
     assert len(pull_failure_text(long, reference)) == 1024
