@@ -105,7 +105,7 @@ class Connection:
         self._descriptors = dict(enumerate(frame.descriptors))
         try:
             request = msgspec.json.decode(frame.body, type=frames.Request)
-        except msgspec.DecodeError as error:
+        except frames.UNREADABLE as error:
             frames.close_all(self._descriptors.values())
             await self._replies.send(refusal("InvalidParameter", parameter=str(error)))
             return
@@ -125,7 +125,7 @@ class Connection:
             return refusal("ExpectedMore")
         try:
             call = msgspec.json.decode(request.parameters, type=kind)
-        except msgspec.DecodeError as error:
+        except frames.UNREADABLE as error:
             return refusal("InvalidParameter", parameter=str(error))
         try:
             return message(await handler(self, call))

@@ -28,7 +28,7 @@ def answer(call: Call[R], frame: frames.Frame) -> tuple[R, bool]:
         if reply.error is None:
             kind = calls.reply_type(call)
             return msgspec.json.decode(reply.parameters, type=kind), reply.continues
-    except msgspec.DecodeError as error:
+    except frames.UNREADABLE as error:
         raise AgentUnavailable(f"the agent's answer is not understood: {error}") from None
     raise faults.decode(reply.error, bytes(reply.parameters))
 

@@ -10,6 +10,7 @@ import msgspec
 
 from sandbox import errors
 from sandbox.errors import SandboxError
+from sandbox.varlink.frames import UNREADABLE
 
 INTERFACE = "io.sandbox"
 
@@ -60,7 +61,7 @@ def decode(name: str, parameters: bytes) -> SandboxError:
     kind = CLASSES.get(name.removeprefix(f"{INTERFACE}."))
     try:
         fault = msgspec.json.decode(parameters, type=Fault)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         kind = None
     if kind is None:
         return SandboxError(f"agent answered {name} {parameters[:200].decode(errors='replace')}")

@@ -27,6 +27,10 @@ CHUNK = 64 << 10
 ANCILLARY_BYTES = socket.CMSG_SPACE(DESCRIPTOR_LIMIT * array.array("i").itemsize)
 
 
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are no JSON of the type, of UTF-8, or of a sane depth."""
+
+
 class Broken(Exception):
     """The peer does not speak the protocol; the connection is of no more use."""
 

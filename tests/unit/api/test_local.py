@@ -20,7 +20,7 @@ from sandbox.errors import AgentRunning, ConfigError, InvalidParameterException,
 from sandbox.model.observed import ExecRequest
 from sandbox.model.request import RunRequest, Streams
 from sandbox.model.task import ContainerDefinition, Status, TaskDefinition
-from sandbox.varlink import calls
+from sandbox.varlink import calls, frames
 from tests.unit.client.agents import FakeAgent, serving
 
 
@@ -90,6 +90,32 @@ async def test_a_wrong_call_gets_its_error_and_the_connection_goes_on(
         assert (await ask(stream, message))["error"] == error
         again = await ask(stream, {"method": "io.sandbox.GetAgent"})
         assert again["parameters"]["instance"] == "beef"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"method":"\xff"}',
+        b'{"method":"io.sandbox.StopTask","parameters":{"task":"\xff"}}',
+        b'{"method":"io.sandbox.StopTask","parameters":' + b"[" * 10_000,
+        b'{"method":' + b"[" * 10_000,
+    ],
+)
+async def test_a_call_that_cannot_be_read_gets_its_error_and_keeps_no_descriptor(
+    tmp_path: Path, body: bytes
+) -> None:
+    async with serving(tmp_path), raw(tmp_path) as stream:
+        ours, theirs = socket.socketpair()
+        with ours:
+            await stream.socket.sendmsg([body + b"\0"], frames.rights([theirs.fileno()]))
+            theirs.close()
+            with trio.fail_after(5):
+                reply = await stream.receive_some(65536)
+            assert b"org.varlink.service.InvalidParameter" in reply
+            ours.settimeout(5)
+            assert await trio.to_thread.run_sync(ours.recv, 1) == b"", "the agent has it open"
+        info = await ask(stream, {"method": "org.varlink.service.GetInfo"})
+        assert "parameters" in info
 
 
 async def test_a_client_that_calls_ahead_without_bound_is_disconnected(tmp_path: Path) -> None:
