@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scripts.make_image import LayerWriter, busybox
-from tests.hostile.cases import Refused, worded
+from tests.hostile.cases import SAME, Refused, Umoci, accepts, not_asked, refuses, unlike, worded
 from tests.hostile.images import OUTSIDE, Image, Layer, layer
 from tests.kernel.archives import file, header, symlink
 
@@ -43,6 +43,8 @@ class Process:
 class Run:
     image: Image
     outcome: Process | Refused
+    umoci: Umoci = SAME
+    """Of the bundle that it makes: it runs nothing."""
 
 
 @functools.cache
@@ -57,17 +59,19 @@ def image(over: tuple[bytes, ...], config: Mapping[str, Any]) -> Image:
     return Image(layers=(layer(*over),), config={"Cmd": COMMAND, **config})
 
 
-def runs(process: Process, *over: bytes, **config: Any) -> Run:
-    return Run(image=image(over, config), outcome=process)
+def runs(process: Process, *over: bytes, umoci: Umoci = SAME, **config: Any) -> Run:
+    return Run(image=image(over, config), outcome=process, umoci=umoci)
 
 
-def fails(text: str, *over: bytes, **config: Any) -> Run:
-    return Run(image=image(over, config), outcome=Refused(worded(text)))
+def fails(text: str, *over: bytes, umoci: Umoci = SAME, **config: Any) -> Run:
+    return Run(image=image(over, config), outcome=Refused(worded(text)), umoci=umoci)
 
 
 # Users --------------------------------------------------------------------------------------
 
 APP = Process(uid=1000, gid=1000, groups=frozenset({2000}), env={"HOME": "/home/app"})
+SIGNS = accepts("makes it root: strconv.Atoi takes a sign")
+ANY_ID = accepts("knows no range of ids")
 WITHOUT = (file(b"etc/.wh.passwd"), file(b"etc/.wh.group"))
 
 
@@ -75,22 +79,21 @@ def user(uid: int, gid: int, *more: int) -> Process:
     return Process(uid=uid, gid=gid, groups=frozenset(more))
 
 
-def nobody(spec: str, *over: bytes) -> Run:
+def nobody(spec: str, *over: bytes, umoci: Umoci = SAME) -> Run:
     name = spec.partition(":")[0]
-    return fails(
-        f"...unable to find user {name!r}: no matching entries in passwd file", *over, User=spec
-    )
+    text = f"...unable to find user {name!r}: no matching entries in passwd file"
+    return fails(text, *over, umoci=umoci, User=spec)
 
 
 def no_group(spec: str, *over: bytes) -> Run:
     name = spec.partition(":")[2]
-    return fails(
-        f"...unable to find group {name!r}: no matching entries in group file", *over, User=spec
-    )
+    text = f"...unable to find group {name!r}: no matching entries in group file"
+    return fails(text, *over, User=spec)
 
 
-def beyond(spec: str, number: int, *over: bytes) -> Run:
-    return fails(f"...user {spec!r}: id {number} is beyond a task's 65536 ids", *over, User=spec)
+def beyond(spec: str, number: int, *over: bytes, umoci: Umoci = ANY_ID) -> Run:
+    text = f"...user {spec!r}: id {number} is beyond a task's 65536 ids"
+    return fails(text, *over, umoci=umoci, User=spec)
 
 
 def passwd(content: str) -> bytes:
@@ -116,8 +119,8 @@ USERS = {
     "a passwd of DOS": runs(user(5, 6, 2000), passwd("app:x:5:6::/:\r\n"), User="app"),
     "a passwd without an end": runs(user(5, 6, 2000), passwd("app:x:5:6"), User="app"),
     "-1": nobody("-1"),
-    "-0": nobody("-0"),
-    "+0": nobody("+0"),
+    "-0": nobody("-0", umoci=SIGNS),
+    "+0": nobody("+0", umoci=SIGNS),
     "0x0": nobody("0x0"),
     "1e3": nobody("1e3"),
     "a blank before": nobody(" 1000"),
@@ -126,16 +129,26 @@ USERS = {
     "other digits": nobody("\u0661"),
     "wide digits": nobody("\uff10"),
     "65536": beyond("65536", 65536),
-    "2^31": beyond("2147483648", 1 << 31),
-    "2^32": beyond("4294967296", 1 << 32),
+    "2^31": beyond("2147483648", 1 << 31, umoci=SAME),
+    "2^32": beyond("4294967296", 1 << 32, umoci=SAME),
     "2^64": nobody("18446744073709551616"),
     "root without a passwd": nobody("root", *WITHOUT),
     "app without a passwd": nobody("app", *WITHOUT),
     "app with an empty passwd": nobody("app", passwd("")),
-    "app with a negative id": nobody("app", passwd("app:x:-1:0::/:\n")),
-    "app with no id": nobody("app", passwd("app:x:::::\n")),
-    "app with an id in other digits": nobody("app", passwd("app:x:\u0661:0::/:\n")),
-    "app with half a line": nobody("app", passwd("app:x:5\n")),
+    "app with a negative id": nobody(
+        "app", passwd("app:x:-1:0::/:\n"), umoci=accepts("lets it become 4294967295")
+    ),
+    "app with no id": nobody(
+        "app", passwd("app:x:::::\n"), umoci=accepts("makes it root: what is no number counts as 0")
+    ),
+    "app with an id in other digits": nobody(
+        "app",
+        passwd("app:x:\u0661:0::/:\n"),
+        umoci=accepts("makes it root: what is no number counts as 0"),
+    ),
+    "app with half a line": nobody(
+        "app", passwd("app:x:5\n"), umoci=accepts("gives it the group 0")
+    ),
     "app with the id 2^32": beyond("app", 1 << 32, passwd("app:x:4294967296:0::/:\n")),
     "app with the group 2^32": beyond("app", 1 << 32, passwd("app:x:5:4294967296::/:\n")),
     "a group that is not there": no_group("app:wheel"),
@@ -154,6 +167,8 @@ USERS = {
     "a passwd in the host": nobody("app", symlink(b"etc/passwd", bytes(OUTSIDE) + b"/file")),
 }
 
+ONLY_RUN = not_asked("shows only when it runs")
+
 # Directories --------------------------------------------------------------------------------
 
 
@@ -162,7 +177,8 @@ def cwd(path: str) -> Process:
 
 
 def no_cwd(path: str, answer: str, *over: bytes) -> Run:
-    return fails(f"CannotStartContainerError: workdir {path}: {answer}", *over, WorkingDir=path)
+    text = f"CannotStartContainerError: workdir {path}: {answer}"
+    return fails(text, *over, umoci=ONLY_RUN, WorkingDir=path)
 
 
 DIRECTORIES = {
@@ -190,13 +206,15 @@ ENVIRONMENTS = {
     "none": runs(env(PATH=PATH, HOME="/root")),
     "the last of two": runs(env(A="2"), Env=["A=1", "A=2"]),
     "a value with =": runs(env(A="b=c"), Env=["A=b=c"]),
-    "no =": runs(env(B="1"), Env=["A", "B=1"]),
-    "no name": runs(env(B="1"), Env=["=A", "B=1"]),
-    "a value of lines": runs(env(A="1\\B=2"), Env=["A=1\nB=2"]),
+    "no =": runs(env(B="1"), Env=["A", "B=1"], umoci=refuses("does not take such an entry")),
+    "no name": runs(env(B="1"), Env=["=A", "B=1"], umoci=refuses("does not take such an entry")),
+    "a value of lines": runs(env(A="1\nB=2"), Env=["A=1\nB=2"]),
     "a value that is not ASCII": runs(env(A="\u00e9\U0001f40d"), Env=["A=\u00e9\U0001f40d"]),
     "a PATH of its own": runs(env(PATH="/x"), Env=["PATH=/x"]),
     "what only we say": runs(
-        env(AWS_EXECUTION_ENV="AWS_ECS_FARGATE"), Env=["AWS_EXECUTION_ENV=elsewhere"]
+        env(AWS_EXECUTION_ENV="AWS_ECS_FARGATE"),
+        Env=["AWS_EXECUTION_ENV=elsewhere"],
+        umoci=unlike("knows nothing of ECS"),
     ),
 }
 
@@ -206,11 +224,11 @@ NOTHING = "CannotCreateContainerError: no command specified for container 'app'"
 
 COMMANDS = {
     "an entry point and its words": runs(Process(), Entrypoint=COMMAND[:2], Cmd=COMMAND[2:]),
-    "nothing to run": fails(NOTHING, Cmd=None),
-    "an empty list": fails(NOTHING, Cmd=[], Entrypoint=[]),
-    "a word of nothing": fails("CannotStartContainerError: ...", Cmd=[""]),
-    "what is not there": fails("CannotStartContainerError: ...", Cmd=["/no/such"]),
-    "a directory": fails("CannotStartContainerError: ...", Cmd=["/bin"]),
+    "nothing to run": fails(NOTHING, umoci=ONLY_RUN, Cmd=None),
+    "an empty list": fails(NOTHING, umoci=ONLY_RUN, Cmd=[], Entrypoint=[]),
+    "a word of nothing": fails("CannotStartContainerError: ...", umoci=ONLY_RUN, Cmd=[""]),
+    "what is not there": fails("CannotStartContainerError: ...", umoci=ONLY_RUN, Cmd=["/no/such"]),
+    "a directory": fails("CannotStartContainerError: ...", umoci=ONLY_RUN, Cmd=["/bin"]),
 }
 
 CASES: dict[str, Run] = {
