@@ -57,7 +57,7 @@ class LayoutSource:
             raise ImageError(f"{self._reference}: index.json is not an index")
         names = sorted({_ref_name(entry) for entry in index.manifests} - {""})
         if self._reference.tag is None and len(names) > 1:
-            which = ", ".join(names)[:200]
+            which = ", ".join(map(repr, names))[:200]  # a stranger wrote them
             raise ImageError(f"{self._reference}: say which with oci:DIR:TAG, of {which}")
         if self._reference.tag is None:
             return Document(body=body)

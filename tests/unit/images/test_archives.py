@@ -12,9 +12,9 @@ import pytest
 
 from sandbox.errors import ImageError
 from sandbox.images import documents
-from sandbox.images.archives import ArchiveSource
+from sandbox.images.archives import ArchiveSource, LayoutSource
 from sandbox.images.documents import GZIP_LAYER, TAR_LAYER, Platform
-from sandbox.images.reference import ArchiveReference
+from sandbox.images.reference import ArchiveReference, LayoutReference
 from sandbox.images.sources import Resolved, read_small, resolve
 
 LAYER = b"a layer" * 1000
@@ -148,3 +148,17 @@ async def test_a_compressed_archive_is_named_as_such(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(b"x"))
     with pytest.raises(ImageError, match="decompress it first"):
         await resolved(ArchiveSource(ArchiveReference(file=path)))
+
+
+async def test_names_of_a_layout_are_told_in_one_printable_line(tmp_path: Path) -> None:
+    tags = ["plain", "\x1b[31m\nred"]
+    entry = {"mediaType": documents.MANIFEST_TYPES[0], "digest": sha256(b""), "size": 0}
+    manifests = [
+        {**entry, "annotations": {"org.opencontainers.image.ref.name": tag}} for tag in tags
+    ]
+    (tmp_path / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+    index = {"schemaVersion": 2, "manifests": manifests}
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ImageError) as caught:
+        await LayoutSource(LayoutReference(directory=tmp_path)).root()
+    assert str(caught.value).endswith(r"of '\x1b[31m\nred', 'plain'")
