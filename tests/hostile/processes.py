@@ -16,6 +16,7 @@ from typing import Any
 from scripts.make_image import LayerWriter, busybox
 from tests.hostile.cases import SAME, Refused, Umoci, accepts, not_asked, refuses, unlike, worded
 from tests.hostile.images import OUTSIDE, Image, Layer, layer
+from tests.hostile.layers import layers_of_numbers
 from tests.kernel.archives import file, header, symlink
 
 SCRIPT = r"""
@@ -231,6 +232,14 @@ COMMANDS = {
     "a directory": fails("CannotStartContainerError: ...", umoci=ONLY_RUN, Cmd=["/bin"]),
 }
 
+LAYERS = {
+    "130 more": Run(
+        image=Image(layers=layers_of_numbers(130), config={"Cmd": COMMAND}),
+        outcome=Process(),
+        umoci=not_asked("takes three seconds"),
+    ),
+}
+
 CASES: dict[str, Run] = {
     f"{subject}: {name}": run
     for subject, of in {
@@ -238,6 +247,7 @@ CASES: dict[str, Run] = {
         "working directory": DIRECTORIES,
         "environment": ENVIRONMENTS,
         "command": COMMANDS,
+        "layers": LAYERS,
     }.items()
     for name, run in of.items()
 }
