@@ -102,9 +102,15 @@ def at_rest(site: Site, pid: int) -> Holdings:
 
 
 def descriptors(pid: int) -> Iterator[str]:
+    """But for those of storage that is kept ready, of which there may be more or less: the file,
+    and the mount, which is a "/"."""
+    names: Counter[str] = Counter()
     for entry in os.scandir(f"/proc/{pid}/fd"):
         with suppress(FileNotFoundError):
-            yield re.sub(r"\d+", "N", os.readlink(entry.path).removesuffix(" (deleted)"))
+            names[os.readlink(entry.path).removesuffix(" (deleted)")] += 1
+    ready = [name for name in names.elements() if re.search(r"/storage/\d+\.ext4$", name)]
+    names -= Counter(ready) + Counter({"/": len(ready)})
+    yield from (re.sub(r"\d+", "N", name) for name in names.elements())
 
 
 def files(state: Path) -> Iterator[str]:
