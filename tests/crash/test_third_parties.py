@@ -63,6 +63,15 @@ class Victim:
     def take(self, path: str) -> None:
         shutil.rmtree(self.directory / path)
 
+    def take_stored(self, path: str) -> None:
+        """By a path that only the agent has."""
+        supervisor = self.agent.supervisors.get(self.id)
+        assert supervisor is not None and supervisor.scene.storage is not None
+        shutil.rmtree(supervisor.scene.storage.layers.path / path)
+
+    def take_storage(self) -> None:
+        (self.directory / "storage.ext4").unlink()
+
     def take_log(self) -> None:
         segments = list((self.directory / "app/run.0/log").iterdir())
         assert segments
@@ -127,10 +136,11 @@ DEEDS: Mapping[str, Deed] = {
     ),
     "its cgroups are taken away": Deed(do=Victim.take_cgroups, exit_code=137, goes_on=False),
     "its directory is taken away": Deed(do=lambda v: v.take(".")),
-    "its writable layer is taken away": Deed(do=lambda v: v.take("app/upper")),
+    "its storage is taken away": Deed(do=Victim.take_storage),
+    "its writable layer is taken away": Deed(do=lambda v: v.take_stored("app/upper")),
     "its status directory is taken away": Deed(do=lambda v: v.take("app/run.0")),
     "its log is taken away": Deed(do=Victim.take_log),
-    "its volume is taken away": Deed(do=lambda v: v.take("volumes/shared")),
+    "its volume is taken away": Deed(do=lambda v: v.take_stored("volumes/shared")),
     "its id range is given away": Deed(do=Victim.take_claim),
     "its file systems are unmounted": Deed(do=Victim.unmount),
     "its loopback interface is taken down": Deed(
