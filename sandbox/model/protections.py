@@ -408,7 +408,7 @@ SYSTEM_CALLS: Final = (
         "reaching into other processes takes SYS_PTRACE",
         ("kcmp", "pidfd_getfd", "process_madvise"),
         REFUSED,
-        unless={"SYS_PTRACE": not_outcome(EPERM, ENOSYS)},
+        unless={"SYS_PTRACE": not_outcome(EPERM)},  # a kernel may have no kcmp
         source=_POLICY,
     ),
     calls(
