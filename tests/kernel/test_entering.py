@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -60,12 +61,24 @@ async def lie_in_wait(agent: Agent, image: str, *arguments: str) -> str:
     return task
 
 
+@pytest.fixture
+def open_to_others() -> Iterator[None]:
+    """On a host of our own: processes that change their ids stay open to others there."""
+    if not IN_GUEST:
+        yield
+        return
+    setting = Path("/proc/sys/fs/suid_dumpable")
+    before = setting.read_text()
+    setting.write_text("1")
+    yield
+    setting.write_text(before)
+
+
 @pytest.mark.guest
+@pytest.mark.usefixtures("open_to_others")
 async def test_nobody_reaches_into_an_exec_before_it_runs_the_tasks_own_program(
     agent: Agent, lurker: str
 ) -> None:
-    if IN_GUEST:  # a host of our own: processes that change their ids stay open to others there
-        Path("/proc/sys/fs/suid_dumpable").write_text("1")
     task = await lie_in_wait(agent, lurker)
     with trio.fail_after(120):
         for _ in range(EXECS):
