@@ -454,8 +454,8 @@ def _log_start(node: Node) -> None:
         place = tree.form.rpartition(": ")[2].rpartition("/")[0]
         node.log.info("controllers enabled", controllers=tree.enabled, cgroup=place)
     degraded = list(tree.degraded)
-    if (lacking := filesystems.lacking()) is not None:
-        degraded.append(f"tasks' storage has no limit: {lacking}")
+    if node.filesystems is None:
+        degraded.append(f"tasks' storage has no limit: {filesystems.lacking()}")
     if not node.may_raise_limits:
         degraded.append("no CAP_SYS_RESOURCE: tasks' limits end at the agent's own")
     node.log.info(

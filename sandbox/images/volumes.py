@@ -22,6 +22,7 @@ from pathlib import Path
 from sandbox.errors import ImageError, KernelError
 from sandbox.images.blobs import reported
 from sandbox.kernel import mounts
+from sandbox.kernel.filesystems import extents
 from sandbox.kernel.trees import empty_directory
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -146,15 +147,7 @@ class _Copy:
 
     def _content(self, source: int, copy: int, size: int) -> None:
         """Copy what is data; what is not stays a hole."""
-        position = 0
-        while position < size:
-            try:
-                position = os.lseek(source, position, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno != errno.ENXIO:
-                    raise
-                break  # nothing but a hole to the end
-            end = min(os.lseek(source, position, os.SEEK_HOLE), size)
+        for position, end in extents(source, size):
             os.lseek(copy, position, os.SEEK_SET)
             while position < end:
                 sent = os.sendfile(copy, source, position, min(_PIECE_BYTES, end - position))

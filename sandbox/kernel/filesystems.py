@@ -42,7 +42,7 @@ from sandbox.kernel import loop, native
 from sandbox.kernel.native import raising
 from sandbox.kernel.rlimits import files_of_any_size
 
-_MKFS: Final = ("mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0", "-i", "16384", "-I", "256")
+_MKFS: Final = ("-q", "-F", "-b", "4096", "-m", "0", "-i", "16384", "-I", "256")
 _FEATURES: Final = ("-O", "^has_journal,^resize_inode")
 _LAZY: Final = ("-E", "lazy_itable_init=1,nodiscard,root_owner=0:0")
 _OPTIONS: Final = ("noinit_itable", "nobarrier", "discard")
@@ -171,12 +171,10 @@ def template(file: Path, size_bytes: int) -> None:
 
 
 def _mkfs(file: Path) -> None:
-    command = [*_MKFS, *_FEATURES, *_LAZY, str(file)]
+    program = shutil.which("mkfs.ext4", path=_PATH) or "mkfs.ext4"
+    command = [program, *_MKFS, *_FEATURES, *_LAZY, str(file)]
     try:
-        program = shutil.which("mkfs.ext4", path=_PATH) or "mkfs.ext4"
-        done = subprocess.run(
-            [program, *command[1:]], capture_output=True, text=True, check=False, env={}
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env={})
     except OSError as error:
         raise KernelError("execve", "mkfs.ext4", error.errno or errno.ENOENT) from None
     if done.returncode:
@@ -236,13 +234,14 @@ def _copy_data(source: Path, target: int) -> None:
     with source.open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         os.ftruncate(target, size)
-        for start, end in _data(file.fileno(), size):
+        for start, end in extents(file.fileno(), size):
             while start < end:
                 piece = os.pread(file.fileno(), min(end - start, _MIB), start)
                 start += os.pwrite(target, piece, start)
 
 
-def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
+def extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where a file of that size has data, by first byte and end; the rest is holes."""
     end = 0
     while end < size:
         try:
@@ -251,7 +250,7 @@ def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
             if error.errno != errno.ENXIO:
                 raise
             return  # nothing but a hole to the end
-        end = os.lseek(fd, start, os.SEEK_HOLE)
+        end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
         yield start, end
 
 

@@ -195,13 +195,15 @@ async def release(node: Node, task: TaskDesired, storage: Storage | None) -> Non
         if room.filesystem is not None:
             is_empty = False
             with suppress(SandboxError, OSError):  # else it goes as it is
-                is_empty = room.filesystem.is_small() and await _cleared(node, task, room)
+                if room.filesystem.is_small():
+                    await _clear(node, task, room)
+                    is_empty = True
             node.filesystems.give_back(room.file, room.filesystem, is_empty=is_empty)
     for name in ("storage.ext4", "volumes.ext4"):
         _unlink(node.task_dir(task.id) / name)
 
 
-async def _cleared(node: Node, task: TaskDesired, room: Room) -> bool:
+async def _clear(node: Node, task: TaskDesired, room: Room) -> None:
     """Delete all that the task has there."""
     await _empty(node, task, room.path)
     with suppress(FileNotFoundError):
@@ -209,7 +211,6 @@ async def _cleared(node: Node, task: TaskDesired, room: Room) -> bool:
     for directory in _containers(task, room.path):
         with suppress(FileNotFoundError):
             os.rmdir(directory)
-    return True
 
 
 async def _empty(node: Node, task: TaskDesired, top: Path) -> None:
