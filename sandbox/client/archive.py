@@ -21,6 +21,7 @@ from io import BytesIO
 from typing import IO, TypeAlias
 
 from sandbox.errors import ConfigError, InvalidParameterException
+from sandbox.model.tar import BoundedMember
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -87,7 +88,7 @@ def unpack(stream: IO[bytes], destination: str) -> int:
     except OSError as error:
         raise ConfigError(f"{parent}: {error.strerror}") from None
     try:
-        with tarfile.open(fileobj=stream, mode="r|") as archive:
+        with tarfile.open(fileobj=stream, mode="r|", tarinfo=BoundedMember) as archive:
             for member in archive:
                 path = _components(member.name, name)
                 if path and not _make(root, path, member, archive, name):
@@ -125,7 +126,8 @@ def _make(
         if member.issym():
             os.symlink(member.linkname, last, dir_fd=where)
         elif member.islnk():
-            *link_parents, target = _components(member.linkname, name)
+            # A link to no name is for the kernel to refuse: ENOENT.
+            *link_parents, target = _components(member.linkname, name) or [""]
             with _directory(root, link_parents) as linked:
                 os.link(target, last, src_dir_fd=linked, dst_dir_fd=where, follow_symlinks=False)
         else:

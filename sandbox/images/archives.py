@@ -29,12 +29,12 @@ from sandbox.images.blobs import CHUNK_BYTES, Send, digest_of, reported
 from sandbox.images.documents import Descriptor
 from sandbox.images.reference import ArchiveReference, LayoutReference
 from sandbox.images.sources import Document
+from sandbox.model.tar import BoundedMember
 
 _REF_NAME = "org.opencontainers.image.ref.name"
 _MAX_MEMBERS = 20_000
 _MAX_LINKS = 8
 _MAX_MARKER_BYTES = 4096
-_MAX_HEADER_BYTES = 1 << 20
 _GZIP_MAGIC, _ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
@@ -174,19 +174,10 @@ def _plain(descriptor: Descriptor) -> dict[str, str | int]:
     }
 
 
-class _Member(tarfile.TarInfo):
-    """tarfile reads the headers of long names and attributes whole, however long they say to be."""
-
-    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        if not self.isreg() and self.size > _MAX_HEADER_BYTES:
-            raise tarfile.HeaderError(f"header of {self.size} bytes")
-        return super()._proc_member(archive)  # type: ignore[misc,no-any-return]
-
-
 def _members(file: Path, stream: object) -> dict[str, tarfile.TarInfo]:
     members: dict[str, tarfile.TarInfo] = {}
     try:
-        with tarfile.open(fileobj=stream, mode="r:", tarinfo=_Member) as archive:  # type: ignore[call-overload]
+        with tarfile.open(fileobj=stream, mode="r:", tarinfo=BoundedMember) as archive:  # type: ignore[call-overload]
             for member in archive:
                 members[posixpath.normpath(member.name)] = member
                 archive.members = []  # tarfile would keep every header it has read

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.client.archive import pack, unpack
+from sandbox.client.archive import NoArchive, pack, unpack
 from sandbox.errors import ConfigError, InvalidParameterException
 
 
@@ -122,3 +122,31 @@ def test_a_directory_is_not_replaced_by_a_file(tmp_path: Path) -> None:
 def test_something_that_is_no_archive_is_said(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(InvalidParameterException, match="proper archive"):
         unpack(io.BytesIO(data), str(tmp_path / "x"))
+
+
+@pytest.mark.parametrize("target", ["", "/", "//"])
+def test_a_hard_link_to_nothing_is_an_error(tmp_path: Path, target: str) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        unpack(stream(("x", target, HARD)), str(tmp_path / "x"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_without_end_is_not_read_into_memory(tmp_path: Path, kind: bytes) -> None:
+    class Endless(io.RawIOBase):
+        """A header that says to be as long as can be, and then is."""
+
+        def __init__(self) -> None:
+            member = tarfile.TarInfo("x")
+            member.type, member.size = kind, 8 << 30
+            self.sent = 0
+            self.rest = member.tobuf(tarfile.GNU_FORMAT)
+
+        def read(self, size: int = -1) -> bytes:
+            piece, self.rest = (self.rest + b" " * size)[:size], self.rest[size:]
+            self.sent += size
+            assert self.sent < 4 << 20
+            return piece
+
+    with pytest.raises(NoArchive):
+        unpack(Endless(), str(tmp_path / "x"))  # type: ignore[arg-type]
