@@ -12,13 +12,18 @@ vanishes is left out, and a file keeps the length that it had when its turn came
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import errno
+import gzip
+import lzma
 import os
 import shutil
 import stat
 import tarfile
-from collections.abc import Collection, Iterable, Iterator
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator
+from io import BufferedIOBase, BufferedReader
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -27,8 +32,14 @@ import trio
 from sandbox.errors import InvalidParameterException, KernelError
 from sandbox.kernel import mounts, native
 from sandbox.kernel.trees import remove_known
+from sandbox.model.tar import BoundedMember
 
 _IDS: Final = 65536
+_COMPRESSED: Final[tuple[tuple[bytes, Callable[[BinaryIO], BufferedIOBase]], ...]] = (
+    (b"\x1f\x8b", lambda file: gzip.GzipFile(fileobj=file)),
+    (b"BZh", bz2.BZ2File),
+    (b"\xfd7zXZ\0", lzma.LZMAFile),
+)
 _MAX_ENTRIES: Final = 1_000_000
 _MAX_DEPTH: Final = 200
 """Of directories on the way out: each costs a descriptor and a few frames."""
@@ -200,11 +211,27 @@ def _reading(archive: int) -> Iterator[tarfile.TarFile]:
     try:
         with (
             os.fdopen(os.dup(archive), "rb") as file,
-            tarfile.open(fileobj=file, mode="r|*") as tar,
+            tarfile.open(fileobj=_plain(file), mode="r|", tarinfo=BoundedMember) as tar,
         ):
             yield tar
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise InvalidParameterException(f"not a tar archive: {error}") from None
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise InvalidParameterException(f"not a tar archive: {error}") from None
+
+
+def _plain(file: BufferedReader) -> BufferedIOBase:
+    """Without its compression, if it has one.
+
+    Not by tarfile, whose reader of compressed streams fails on damaged ones in ways of its own:
+    TypeError, AttributeError (CPython 3.11, tarfile._Stream).
+    """
+    for magic, opened in _COMPRESSED:
+        if file.peek(len(magic)).startswith(magic):
+            return opened(file)
+    return file
 
 
 def _bounded(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
