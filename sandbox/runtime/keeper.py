@@ -356,13 +356,14 @@ async def _reap(pid: int) -> None:
 def read_exit(status_dir: Path) -> Ended | Failed | None:
     """What the keeper wrote down, None when there is nothing (yet)."""
     try:
-        word, record, value, at_ns = _read_lines(status_dir / "exit")[0].split()
-    except (ValueError, IndexError):
+        word, *numbers = _read_lines(status_dir / "exit")[0].split()
+        record, value, at_ns = map(int, numbers)
+        at = at_ns / 1e9
+    except (ValueError, OverflowError, IndexError):
         return None
-    at = int(at_ns) / 1e9
     if word == "ended":
-        return Ended(status=int(value), at=at)
-    return Failed(record=int(record), errno=int(value), at=at)
+        return Ended(status=value, at=at)
+    return Failed(record=record, errno=value, at=at)
 
 
 def read_losses(status_dir: Path) -> tuple[str, ...]:
@@ -376,7 +377,7 @@ def read_losses(status_dir: Path) -> tuple[str, ...]:
             f"{STREAMS[int(stream)]}: {os.strerror(int(error))}: output was lost"
             for _, stream, error in filter(None, lines)
         )
-    except (ValueError, KeyError):
+    except (ValueError, OverflowError, KeyError):
         return ()
 
 
