@@ -64,6 +64,10 @@ Size = Annotated[int, msgspec.Meta(ge=0, le=_MAX_SIZE)]
 T = TypeVar("T")
 
 
+class NoSuchPlatform(ImageError):
+    """An index has nothing for the wanted platform; the text is ECS's."""
+
+
 class Platform(msgspec.Struct, frozen=True, kw_only=True):
     """What a program was built for, in Go's words: linux, amd64, and for arm a variant."""
 
@@ -240,7 +244,9 @@ def choose(index: Index, wanted: Platform) -> Descriptor:
         if rank is not None:
             ranked.append((rank, entry))
     if not ranked:
-        raise ImageError(f"image Manifest does not contain descriptor matching platform '{wanted}'")
+        raise NoSuchPlatform(
+            f"image Manifest does not contain descriptor matching platform '{wanted}'"
+        )
     return min(ranked, key=lambda pair: pair[0])[1]
 
 

@@ -3,15 +3,24 @@
 A task whose image cannot be had stops with `CannotPullContainerError: ...`. On platform 1.4 the
 rest is containerd's own text: `failed to resolve ref` when the name led to no manifest, `failed to
 copy` when content broke off afterwards, each behind the agent's "has been retried N time(s)". The
-counts are those that Fargate shows for these two steps.
+counts are those that Fargate shows for these two steps. A text names the image, but where ECS's own
+does not.
 """
 
 from __future__ import annotations
 
 import errno
 
-from sandbox.errors import ImageNotFound, KernelError, RegistryError, SandboxError
+from sandbox.errors import (
+    ImageError,
+    ImageNotFound,
+    KernelError,
+    ReferenceInvalid,
+    RegistryError,
+    SandboxError,
+)
 from sandbox.images.answers import phrase
+from sandbox.images.documents import NoSuchPlatform
 from sandbox.images.reference import AnyReference, Reference
 
 _RESOLVE = "CannotPullContainerError: pull image manifest has been retried 1 time(s)"
@@ -41,8 +50,8 @@ def _text(error: SandboxError, reference: AnyReference) -> str:
     match error:
         case ImageNotFound():
             return f"{resolve}: not found"
-        case TransferError(message=message):
-            return f"{_COPY}: failed to copy: httpReadSeeker: failed open: {message}"
+        case TransferError():
+            return f"{_COPY}: failed to copy: httpReadSeeker: failed open: {error}"
         case RegistryError(status=401):
             return f"{resolve}: {_DENIED}"
         case RegistryError(status=int() as status) if isinstance(reference, Reference):
@@ -54,6 +63,9 @@ def _text(error: SandboxError, reference: AnyReference) -> str:
             return f"{_COPY}: failed to extract layer: no space left on device"
         case KernelError():
             return f"{_COPY}: failed to extract layer: {error}"
+        case ImageError() if not isinstance(error, NoSuchPlatform | ReferenceInvalid):
+            about = "" if str(reference) in str(error) else f"{reference}: "
+            return f"CannotPullContainerError: {about}{error}"
         case _:
             return f"CannotPullContainerError: {error}"
 

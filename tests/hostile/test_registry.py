@@ -89,11 +89,11 @@ DENIED = RESOLVE + (
 )
 COPY = (
     "CannotPullContainerError: ref pull has been retried 5 time(s): "
-    "failed to copy: httpReadSeeker: failed open: "
+    "failed to copy: httpReadSeeker: failed open: {name}: "
 )
 LAYER = COPY + "blob {layer}: "
 CONFIG = COPY + "blob {config}: "
-ERROR = "CannotPullContainerError: "
+ERROR = "CannotPullContainerError: {name}: "
 
 
 @dataclass(frozen=True)
@@ -844,7 +844,8 @@ CONTENT: dict[str, Case] = {
     ),
     "another manifest than the digest asked for": Case(
         on("digest", reply("200 OK", b"{}")),
-        ERROR + f"manifest has digest {digest_of(b'{}')} instead of " + "{digest}",
+        "CannotPullContainerError: {host}/shelf@{digest}: "
+        f"manifest has digest {digest_of(b'{}')} instead of " + "{digest}",
         with_tag="@{digest}",
     ),
     "another manifest than the index says": Case(

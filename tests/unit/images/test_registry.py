@@ -14,7 +14,7 @@ import trio
 
 from sandbox.errors import ImageError, ImageNotFound, RegistryError
 from sandbox.images.credentials import Credentials
-from sandbox.images.documents import MAX_MANIFEST_BYTES, Descriptor
+from sandbox.images.documents import MAX_MANIFEST_BYTES, Descriptor, NoSuchPlatform
 from sandbox.images.failures import TransferError, pull_failure_text
 from sandbox.images.reference import Reference, parse_name
 from sandbox.images.registry import (
@@ -308,7 +308,7 @@ async def test_a_trickle_of_resets_has_an_end(server: Server, client: RegistryCl
     assert len(server.asked) == 1 + FAST.blob
     assert pull_failure_text(raised.value, named(server)).startswith(
         "CannotPullContainerError: ref pull has been retried 5 time(s): failed to copy: "
-        f"httpReadSeeker: failed open: blob {LAYER.short}: "
+        f"httpReadSeeker: failed open: {named(server)}: blob {LAYER.short}: "
     )
 
 
@@ -618,10 +618,13 @@ async def test_a_challenge_from_a_redirect_target_gets_nothing(
 
 def test_texts_for_other_failures_are_ecss() -> None:
     reference = parse_name("busybox")
-    platform = ImageError("image Manifest does not contain descriptor matching platform 'a/b'")
+    platform = NoSuchPlatform("image Manifest does not contain descriptor matching platform 'a/b'")
     assert pull_failure_text(platform, reference) == (
         "CannotPullContainerError: image Manifest does not contain descriptor matching "
         "platform 'a/b'"
+    )
+    assert pull_failure_text(ImageError("manifest is odd"), reference) == (
+        "CannotPullContainerError: docker.io/library/busybox:latest: manifest is odd"
     )
     odd = RegistryError("x", "799", 799)
     assert pull_failure_text(odd, reference).endswith("/manifests/latest: 799")
