@@ -24,6 +24,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import signal
 import stat
 from collections.abc import Iterator
@@ -49,6 +50,7 @@ _FULL = {
     "Disk quota exceeded": errno.EDQUOT,
 }
 """In the words of musl and glibc, which is how the unpacker reports what a call answered."""
+_TOTALS = re.compile(rb"K([0-9]{1,20}) ([0-9]{1,20})")
 _REPLACED_LATER = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
@@ -226,8 +228,8 @@ def _parse(report: bytes) -> Unpacked:
         raise ImageError("the unpacker ended without a word")
     if last[:1] == b"E":
         raise _failure(printable(last[1:]))
-    entries, _, size_bytes = last[1:].partition(b" ")
-    if not entries.isdigit() or not size_bytes.isdigit():
+    totals = _TOTALS.fullmatch(last)
+    if totals is None:
         raise ImageError("the unpacker's report is malformed")
     kinds: dict[bytes, list[bytes]] = {b"W": [], b"O": [], b"D": []}
     for record in records:
@@ -235,8 +237,8 @@ def _parse(report: bytes) -> Unpacked:
             raise ImageError("the unpacker's report is malformed")
         kinds[record[:1]].append(record[1:])
     return Unpacked(
-        entries=int(entries),
-        size_bytes=int(size_bytes),
+        entries=int(totals[1]),
+        size_bytes=int(totals[2]),
         whiteouts=tuple(kinds[b"W"]),
         opaques=tuple(kinds[b"O"]),
         devices=tuple(kinds[b"D"]),

@@ -367,6 +367,7 @@ REPORTS = [b"Wa/b\0Oc\0Dd\0K12 345\0", b"Ea/b: open: No space left on device\0",
 
 
 @given(hostile(REPORTS))
+@example(b"K" + b"9" * 5000 + b" 1\0")
 def test_what_the_unpacker_reports_is_understood_or_refused(report: bytes) -> None:
     try:
         found = unpacking._parse(report)
