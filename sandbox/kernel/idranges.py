@@ -10,7 +10,8 @@ says whose it is, the same for every claim of an agent, so all of them are links
 
 A claim outlives its agent, because the tasks do. It is taken away only by the same instance, which
 knows its tasks (`recover`), or when its agent has died, the state directory is gone, and no
-process has the range mapped: then nobody is left who could.
+process has the range mapped: then nobody is left who could. One that somebody else took away is
+claimed again before the agent claims another.
 
 From 0x70000000 to 0x7fffffff is what systemd's list of id ranges leaves free: 4096 ranges. They are
 used in turn, so that a range just released (whose ids may still be on some file) rests longest.
@@ -112,8 +113,8 @@ class IdRanges:
         self._last = window.start - 1
         self._known: dict[str, tuple[tuple[int, ...], list[range]]] = {}
         """What the files of `etc` say, and of which state of theirs."""
-        with raising("mkdir", str(claims)):
-            claims.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._held: set[int] = set()
+        self._make_directory()
         self._source = claims / f".{instance}.{pid}"
 
     def recover(self, kept: Collection[int]) -> None:
@@ -131,6 +132,7 @@ class IdRanges:
             owner = self._owner_of(first)
             if not (owner and self._is_ours(owner)):
                 self._link(first)
+        self._held = set(kept)
         for source in self._claims.glob(".*"):
             if self._is_left_over(source.name):
                 source.unlink(missing_ok=True)
@@ -155,6 +157,7 @@ class IdRanges:
         """`count` of them, or KernelError and none."""
         reserved = self._reserved()
         claimed = self._claimed()
+        self._claim_again(self._held - claimed)
         found: list[int] = []
         try:
             while len(found) < count:
@@ -178,13 +181,23 @@ class IdRanges:
                 claimed.add(first)  # another agent was faster
             else:
                 claimed.add(first)
+                self._held.add(first)
                 self._last = first
                 return first
+
+    def _claim_again(self, lost: Iterable[int]) -> None:
+        for first in lost:
+            try:
+                self._link(first)
+            except KernelError as error:
+                if error.errno != errno.EEXIST:  # somebody else has it: too late
+                    raise
 
     def release(self, first: int) -> None:
         """Give a range back; nothing of its ids may run or be reachable any more. Idempotent."""
         with raising("unlink", str(self._claims / str(first))):
             (self._claims / str(first)).unlink(missing_ok=True)
+        self._held.discard(first)
 
     def _link(self, first: int) -> None:
         claim = f"{self._claims}/{first}"
@@ -201,7 +214,12 @@ class IdRanges:
         aside.write_text(str(self._owner))
         aside.rename(self._source)
 
+    def _make_directory(self) -> None:
+        with raising("mkdir", str(self._claims)):
+            self._claims.mkdir(mode=0o700, parents=True, exist_ok=True)
+
     def _claimed(self) -> set[int]:
+        self._make_directory()  # somebody may have cleared /run
         with raising("readdir", str(self._claims)):
             return {int(name) for name in os.listdir(self._claims) if name.isdecimal()}
 

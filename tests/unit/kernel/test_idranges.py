@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,9 +31,7 @@ CLAIMED = st.sets(st.sampled_from(SMALL))
 
 
 def overlaps(one: range, other: range) -> bool:
-    return bool(set(one[:: max(1, len(one) - 1)]) & set(other)) or (
-        len(other) > 0 and other.start in one
-    )
+    return max(one.start, other.start) < min(one.stop, other.stop)
 
 
 @given(RESERVED, CLAIMED, INSIDE)
@@ -193,6 +192,27 @@ def test_claims_of_a_dead_agent_stay_while_its_state_directory_is_there(host: Pa
     agent(host, "aaaa").recover(())
     assert not claim.exists()
     assert garbage.exists()
+
+
+@pytest.mark.parametrize("taken_away", ["one", "all"])
+def test_claims_that_were_taken_away_are_claimed_again_before_another(
+    host: Path, taken_away: str
+) -> None:
+    one = agent(host, "aaaa")
+    kept, held = one.claim_many(2)
+    one.recover([kept, held])
+    if taken_away == "all":
+        shutil.rmtree(host / "claims")
+    else:
+        (host / "claims" / str(kept)).unlink()
+    given_back = one.claim()
+    assert len({kept, held, given_back}) == 3
+    other = agent(host, "bbbb")
+    assert {kept, held, given_back}.isdisjoint(other.claim_many(2))
+    one.release(given_back)
+    shutil.rmtree(host / "claims")
+    assert one.claim() != given_back
+    assert not (host / "claims" / str(given_back)).exists()
 
 
 def test_a_window_that_would_straddle_others_ranges_is_refused(host: Path) -> None:
