@@ -195,15 +195,25 @@ class _Run:
             self._kill_unless_ended()
 
     async def end(self) -> None:
-        """Kill it if it lives, and return when both of its processes are gone."""
+        """Kill it if it lives, and return when both of its processes are gone.
+
+        Its stream is closed by now: also where it cannot be killed, it ends.
+        """
         with trio.CancelScope(shield=True):
-            self._kill_unless_ended()
-            while await self._pipe.receive_some():
-                pass  # the inner process dies with the outer one, and only then is here an end
-            await self._pipe.aclose()
+            try:
+                self._kill_unless_ended()
+                while await self._pipe.receive_some():
+                    pass  # the inner process dies with the outer one: only then is here an end
+            finally:
+                await self._pipe.aclose()
+                await self._reap()
+
+    async def _reap(self) -> None:
+        try:
             await trio.lowlevel.wait_readable(self._pidfd)
-        os.waitpid(self._pid, 0)
-        os.close(self._pidfd)
+        finally:
+            os.waitpid(self._pid, 0)
+            os.close(self._pidfd)
 
     def _kill_unless_ended(self) -> None:
         with contextlib.suppress(ProcessLookupError):
