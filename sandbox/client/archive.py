@@ -21,7 +21,7 @@ from io import BytesIO
 from typing import IO, TypeAlias
 
 from sandbox.errors import ConfigError, InvalidParameterException
-from sandbox.model.tar import BoundedMember
+from sandbox.model.tar import BoundedMember, read_padding
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -93,6 +93,7 @@ def unpack(stream: IO[bytes], destination: str) -> int:
                 path = _components(member.name, name)
                 if path and not _make(root, path, member, archive, name):
                     skipped += 1
+        read_padding(stream)
     except tarfile.TarError as error:
         raise NoArchive(f"the task sent no proper archive: {error}") from None
     except OSError as error:

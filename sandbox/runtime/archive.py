@@ -32,7 +32,7 @@ import trio
 from sandbox.errors import InvalidParameterException, KernelError
 from sandbox.kernel import mounts, native
 from sandbox.kernel.trees import remove_known
-from sandbox.model.tar import BoundedMember
+from sandbox.model.tar import BoundedMember, read_padding
 
 _IDS: Final = 65536
 _COMPRESSED: Final[tuple[tuple[bytes, Callable[[BinaryIO], BufferedIOBase]], ...]] = (
@@ -209,11 +209,10 @@ def _unpack(root: int, path: str, archive: int, id_base: int) -> None:
 def _reading(archive: int) -> Iterator[tarfile.TarFile]:
     """The tar stream at that descriptor, which stays the caller's."""
     try:
-        with (
-            os.fdopen(os.dup(archive), "rb") as file,
-            tarfile.open(fileobj=_plain(file), mode="r|", tarinfo=BoundedMember) as tar,
-        ):
-            yield tar
+        with os.fdopen(os.dup(archive), "rb") as file:
+            with tarfile.open(fileobj=_plain(file), mode="r|", tarinfo=BoundedMember) as tar:
+                yield tar
+            read_padding(file)
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise InvalidParameterException(f"not a tar archive: {error}") from None
     except OSError as error:

@@ -51,6 +51,13 @@ def test_a_tree_comes_back_as_it_was_packed(tmp_path: Path) -> None:
     assert stat.S_IMODE((copy / "run").stat().st_mode) == 0o755
 
 
+@pytest.mark.parametrize("blocks", range(21))
+def test_an_archive_of_any_size_is_read_to_its_very_end(tmp_path: Path, blocks: int) -> None:
+    archive = stream(("file", bytes(512 * blocks), FILE))
+    assert unpack(archive, f"{tmp_path}/") == 0
+    assert archive.read() == b"", "whoever writes it would find that nobody reads"
+
+
 def test_a_directory_receives_the_copy_under_its_own_name(tmp_path: Path) -> None:
     unpack(stream(("name", b"a", FILE)), str(tmp_path))
     assert (tmp_path / "name").read_bytes() == b"a"

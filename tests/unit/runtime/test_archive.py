@@ -105,3 +105,21 @@ async def test_a_tree_without_a_bottom_is_refused(tmp_path: Path) -> None:
         current.mkdir()
     with pytest.raises(InvalidParameterException, match="more than 200 deep"):
         await packed(tmp_path, "d")
+
+
+@pytest.mark.parametrize("blocks", range(21))
+async def test_an_archive_that_comes_in_is_read_to_its_very_end(
+    tmp_path: Path, blocks: int
+) -> None:
+    with (tmp_path / "archive").open("w+b", buffering=0) as file:
+        with tarfile.open(fileobj=file, mode="w") as tar:
+            member = tarfile.TarInfo("file")
+            member.size = 512 * blocks
+            tar.addfile(member, io.BytesIO(bytes(512 * blocks)))
+        file.seek(0)
+        at = os.open(tmp_path, os.O_PATH)
+        try:
+            await archive.unpack(at, "/", file.fileno(), os.getuid())
+        finally:
+            os.close(at)
+        assert file.read() == b"", "whoever writes it would find that nobody reads"
