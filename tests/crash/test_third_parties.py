@@ -69,6 +69,15 @@ class Victim:
         assert supervisor is not None and supervisor.scene.storage is not None
         shutil.rmtree(supervisor.scene.storage.layers.path / path)
 
+    def take_work(self) -> None:
+        """The writable layer's own, which overlayfs has open."""
+        supervisor = self.agent.supervisors.get(self.id)
+        assert supervisor is not None and supervisor.scene.storage is not None
+        found = list((supervisor.scene.storage.layers.path / "app").glob("work*"))
+        assert found
+        for work in found:
+            shutil.rmtree(work)
+
     def take_storage(self) -> None:
         (self.directory / "storage.ext4").unlink()
 
@@ -138,6 +147,7 @@ DEEDS: Mapping[str, Deed] = {
     "its directory is taken away": Deed(do=lambda v: v.take(".")),
     "its storage is taken away": Deed(do=Victim.take_storage),
     "its writable layer is taken away": Deed(do=lambda v: v.take_stored("app/upper")),
+    "its work directory is taken away": Deed(do=Victim.take_work),
     "its status directory is taken away": Deed(do=lambda v: v.take("app/run.0")),
     "its log is taken away": Deed(do=Victim.take_log),
     "its volume is taken away": Deed(do=lambda v: v.take_stored("volumes/shared")),

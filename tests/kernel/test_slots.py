@@ -140,6 +140,14 @@ async def test_cancelling_leaves_no_process_and_no_descriptor() -> None:
         await slots.make(BASES)
 
 
+async def test_a_program_that_is_killed_at_work_hands_nothing_over(tmp_path: Path) -> None:
+    dying = tmp_path / "dying"
+    dying.write_text("#!/bin/sh\nkill -9 $$\n")
+    dying.chmod(0o755)
+    with pytest.raises(KernelError, match="ended after 0 of 3"):
+        await slots.make(BASES[:3], program=dying)
+
+
 async def test_a_program_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(KernelError, match="execve"):
         await slots.make([BASES[0]], program=tmp_path / "none")
