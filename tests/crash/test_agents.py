@@ -203,8 +203,8 @@ async def test_a_task_outlives_twenty_agents(driver: Driver, site: Site, image: 
 HOLDS = """
 import os, sys, time
 from pathlib import Path
-from sandbox.agent import _hold
-with _hold(Path(sys.argv[1])):
+from sandbox.agent.state_directory import hold
+with hold(Path(sys.argv[1])):
     if not os.fork():
         time.sleep(0.5)  # a child that has not executed its program yet
         os._exit(0)

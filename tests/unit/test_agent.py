@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from sandbox.agent import Config, read_config
+from sandbox.agent.config import Config, read_config
 from sandbox.control.capacity import Capacity
 from sandbox.errors import ConfigError
 
