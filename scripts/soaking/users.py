@@ -166,7 +166,7 @@ class User:
         return found[0] if found else None
 
     async def _see(self, story: Story, status: Status) -> bool:
-        """Wait until the task is that far; False when it has stopped before, or is gone."""
+        """Wait until the task is that far; False when it is further by then, or gone."""
         world = self._world
 
         async def look() -> None:
@@ -183,8 +183,7 @@ class User:
             await world.insist(look)
         except NotFound:
             return False
-        last = story.view.known.last_status
-        return last is Status.STOPPED if status is Status.STOPPED else last is not Status.STOPPED
+        return story.view.known.last_status is status
 
     async def _see_end(self, story: Story) -> None:
         world = self._world
