@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
-from typing import Literal
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
+from typing import Literal, TypeVar
 
 import msgspec
 from hypothesis import strategies as st
@@ -304,6 +305,7 @@ SUBNETS = ("10.0.0.0/28", "10.0.0.16/28", "10.0.1.0/28")
 PUBLIC_BLOCKS = ("198.18.0.0/28", "198.18.0.16/28", "198.18.0.32/28")
 NAT_PUBLIC_IP = "198.19.255.1"
 OUTSIDERS = ("203.0.113.9", "203.0.113.10", "198.51.100.7")
+NOBODY_6 = ("2600:1f18:0:aa00::ff", "fd00::1", "fe80::1", "ff02::1", "::1")
 PRIVATE_ELSEWHERE = ("10.1.0.5", "192.168.7.7", "172.16.0.1", "100.64.0.1", "168.63.129.16")
 BLOCKS = (
     *(EVERYWHERE, "10.0.0.0/16", "10.0.0.0/28", "10.0.0.4/31", "10.0.0.5/32", "10.0.0.16/28"),
@@ -317,141 +319,191 @@ ICMP_RULES = ((-1, -1), (8, -1), (8, 0), (13, 0), (3, 4))
 ICMPV6_RULES = ((-1, -1), (128, -1), (128, 0), (1, -1))
 
 
+ROUTES: tuple[tuple[tuple[str, str], ...], ...] = (
+    (),
+    ((EVERYWHERE, "igw-1"), (EVERYWHERE_6, "igw-1")),
+    ((EVERYWHERE, "igw-1"), ("203.0.113.0/24", "nat-gone"), ("203.0.113.9/32", "igw-1")),
+    ((EVERYWHERE, "nat-1"), (EVERYWHERE_6, "nat-1")),
+    ((EVERYWHERE, "nat-1"), ("203.0.113.0/24", "igw-1")),
+    (("203.0.113.0/24", "nat-1"), ("198.18.0.0/15", "igw-1"), (EVERYWHERE, "nat-gone")),
+)
+"""What a table has beside the local routes; the gateways are there or are not."""
+
+T = TypeVar("T")
+
+
+@lru_cache(maxsize=4096)
+def _any_of(options: tuple[T, ...]) -> st.SearchStrategy[T]:
+    """Made once: most of the time that an example takes goes into making strategies."""
+    return st.sampled_from(options)
+
+
 def made_id(kind: str, number: int) -> str:
     return f"{kind}-{number:08x}{0:09x}"
 
 
-def group_rules(peers: Iterable[str]) -> st.SearchStrategy[SecurityGroupRule]:
+@lru_cache
+def group_rules(peers: tuple[str, ...]) -> st.SearchStrategy[SecurityGroupRule]:
     """`peers` are ids of groups and prefix lists; blocks of addresses are added."""
-    others = tuple(peers)
 
     def of(
-        protocol: str, ranges: st.SearchStrategy[Ports], blocks: tuple[str, ...]
-    ) -> st.SearchStrategy[SecurityGroupRule]:
-        peer = st.sampled_from(blocks + others)
-        return st.builds(_rule, st.booleans(), st.just(protocol), ranges, peer)
+        protocol: str, ranges: tuple[Ports, ...], blocks: tuple[str, ...]
+    ) -> Iterator[SecurityGroupRule]:
+        # References come first and twice: there are few of them and many blocks.
+        for is_egress, peer in itertools.product((False, True), peers * 2 + blocks):
+            yield from (_rule(is_egress, protocol, ports, peer) for ports in ranges)
 
     return st.one_of(
-        of("tcp", st.sampled_from(RANGES), BLOCKS + BLOCKS_6),
-        of("udp", st.sampled_from(RANGES), BLOCKS + BLOCKS_6),
-        of("icmp", st.sampled_from(ICMP_RULES), BLOCKS),
-        of("icmpv6", st.sampled_from(ICMPV6_RULES), BLOCKS_6),
-        of("-1", st.none(), BLOCKS + BLOCKS_6),
-        of(OTHER_PROTOCOL, st.none(), BLOCKS + BLOCKS_6),
+        _any_of(tuple(of("tcp", RANGES, BLOCKS + BLOCKS_6))),
+        _any_of(tuple(of("udp", RANGES, BLOCKS + BLOCKS_6))),
+        _any_of((*of("icmp", ICMP_RULES, BLOCKS), *of("icmpv6", ICMPV6_RULES, BLOCKS_6))),
+        _any_of(tuple(of("-1", (None,), BLOCKS + BLOCKS_6))),
+        _any_of(tuple(of(OTHER_PROTOCOL, (None,), BLOCKS + BLOCKS_6))),
     )
 
 
-def acl_entries() -> st.SearchStrategy[tuple[AclEntry, ...]]:
-    """With numbers of their own in each direction."""
-    ways = st.sampled_from(("ingress", "egress"))
-    actions = st.sampled_from(("allow", "allow", "deny"))
-    numbers = st.integers(1, 40)
+def _acl_entries() -> st.SearchStrategy[list[AclEntry]]:
+    def of(protocol: str, ranges: tuple[Ports, ...], blocks: tuple[str, ...]) -> Iterator[AclEntry]:
+        actions: tuple[Literal["allow", "deny"], ...] = ("allow", "allow", "deny")
+        ways: tuple[Literal["ingress", "egress"], ...] = ("ingress", "egress")
+        for way, action, ports, block in itertools.product(ways, actions, ranges, blocks):
+            yield entry(1, way, action, protocol, ports, block)
 
-    def of(
-        protocols: tuple[str, ...], ranges: st.SearchStrategy[Ports], blocks: tuple[str, ...]
-    ) -> st.SearchStrategy[AclEntry]:
-        protocol, block = st.sampled_from(protocols), st.sampled_from(blocks)
-        return st.builds(entry, numbers, ways, actions, protocol, ranges, block)
-
-    made = st.one_of(
-        of(("6", "17"), st.sampled_from(RANGES), BLOCKS + BLOCKS_6),
-        of(("1",), st.sampled_from(ICMP_RULES), BLOCKS),
-        of(("58",), st.sampled_from(ICMPV6_RULES), BLOCKS_6),
-        of(("-1", OTHER_PROTOCOL), st.none(), BLOCKS + BLOCKS_6),
+    one = st.one_of(
+        _any_of(tuple(of("6", RANGES, BLOCKS + BLOCKS_6))),
+        _any_of(tuple(of("17", RANGES, BLOCKS + BLOCKS_6))),
+        _any_of((*of("1", ICMP_RULES, BLOCKS), *of("58", ICMPV6_RULES, BLOCKS_6))),
+        _any_of(tuple(of("-1", (None,), BLOCKS + BLOCKS_6))),
+        _any_of(tuple(of(OTHER_PROTOCOL, (None,), BLOCKS + BLOCKS_6))),
     )
-    unique = st.lists(made, max_size=6, unique_by=lambda one: (one.is_egress, one.rule_number))
-    return unique.map(tuple)
+    return st.lists(one, max_size=6)
+
+
+def _numbered(entries: list[AclEntry]) -> tuple[AclEntry, ...]:
+    """Each its own number, not in the order in which they are written down."""
+    return tuple(
+        msgspec.structs.replace(one, rule_number=10 + n * 17 % 41) for n, one in enumerate(entries)
+    )
+
+
+OPEN_EGRESS = (egress("-1"), egress("-1", peer=EVERYWHERE_6))
+STARTS = _any_of(((), OPEN_EGRESS, OPEN_EGRESS, OPEN_GROUP))
+"""Without these, hardly a packet would get past the first group."""
+ACL_STARTS = _any_of(((), OPEN_ACL, OPEN_ACL))
+ACL_ENTRIES = _acl_entries()
+TABLES = _any_of(ROUTES)
+FEW, SOME, MORE = st.integers(0, 2), st.integers(1, 3), st.integers(2, 6)
+MAYBE = st.booleans()
+PREFIXES, PREFIXES_6 = (
+    st.lists(_any_of(blocks), max_size=3, unique=True) for blocks in (BLOCKS, BLOCKS_6)
+)
 
 
 @st.composite
 def networks(draw: st.DrawFn) -> Network:
     """A VPC with all it refers to; some with IPv6, gateways, black holes, ACLs of their own."""
-    has_ipv6 = draw(st.booleans())
-    lists = [
-        prefix_list(made_id("pl", n), *draw(_prefixes(BLOCKS if n == 0 else BLOCKS_6)), index=n)
-        for n in range(2 if has_ipv6 else 1)
-    ]
-    group_ids = [made_id("sg", n) for n in range(draw(st.integers(1, 3)))]
-    peers = [*group_ids, *(one.prefix_list_id for one in lists)]
+    has_ipv6 = draw(MAYBE)
+    lists = [prefix_list(made_id("pl", 0), *draw(PREFIXES), index=1)]
+    if has_ipv6:
+        lists.append(prefix_list(made_id("pl", 1), *draw(PREFIXES_6), index=2))
+    group_ids = tuple(made_id("sg", n) for n in range(draw(SOME)))
+    rules = _rule_lists((*group_ids, *(one.prefix_list_id for one in lists)))
     groups = [
-        group(group_id, *draw(st.lists(group_rules(peers), max_size=6)), index=n)
+        group(group_id, *draw(STARTS), *draw(rules), index=n)
         for n, group_id in enumerate(group_ids, start=1)
     ]
     acls = [
-        acl(made_id("acl", n), *draw(acl_entries()), index=n)
-        for n in range(draw(st.integers(0, 2)))
+        acl(made_id("acl", n), *_numbered(draw(ACL_ENTRIES)), *draw(ACL_STARTS), index=n + 1)
+        for n in range(draw(FEW))
     ]
+    of_subnet = _any_of(("acl-default", *(one.network_acl_id for one in acls)))
     subnets = [
         subnet(
             made_id("subnet", n),
             cidr,
             ipv6=f"2600:1f18:0:aa0{n}::/64" if has_ipv6 else None,
-            table=draw(st.sampled_from((None, "rtb-1", "rtb-2"))),
-            acl=draw(st.sampled_from(("acl-default", *(one.network_acl_id for one in acls)))),
+            table=draw(_any_of((None, "rtb-1", "rtb-2"))),
+            acl=draw(of_subnet),
             public_block=PUBLIC_BLOCKS[n],
         )
-        for n, cidr in enumerate(SUBNETS[: draw(st.integers(1, 3))])
+        for n, cidr in enumerate(SUBNETS[: draw(SOME)])
     ]
-    gateways: list[Record] = [internet_gateway()] if draw(st.booleans()) else []
-    if draw(st.booleans()):
-        gateways += nat_gateway("nat-1", subnets[0].subnet_id, "10.0.0.14", NAT_PUBLIC_IP)
-    tables = [route_table(f"rtb-{n}", *draw(_routes())) for n in (1, 2)]
-    main = route_table("rtb-main", *draw(_routes()), is_main=True)
+    gateways: list[Record] = [internet_gateway()] if draw(_any_of((True, True, False))) else []
+    if draw(MAYBE):
+        gateways += nat_gateway(
+            "nat-1",
+            subnets[-1].subnet_id,
+            str(IPv4Network(subnets[-1].cidr_block)[14]),
+            NAT_PUBLIC_IP,
+        )
+    tables = [route_table(f"rtb-{n}", *draw(TABLES)) for n in (1, 2)]
+    main = route_table("rtb-main", *draw(TABLES), is_main=True)
     enis = list(_interfaces(draw, subnets, group_ids))
     return network(
         *(*lists, *groups, *acls, *subnets, *gateways, *tables, main, *enis),
         ipv6=has_ipv6,
-        enable_dns_support=draw(st.booleans()),
+        enable_dns_support=draw(MAYBE),
     )
 
 
-def _prefixes(blocks: tuple[str, ...]) -> st.SearchStrategy[list[str]]:
-    return st.lists(st.sampled_from(blocks), max_size=3, unique=True)
-
-
-def _routes() -> st.SearchStrategy[list[tuple[str, str]]]:
-    """To gateways that are there or are not."""
-    targets = st.sampled_from(("igw-1", "igw-1", "nat-1", "nat-gone"))
-    blocks = st.sampled_from((EVERYWHERE, EVERYWHERE, "203.0.113.0/24", "203.0.113.9/32", "::/0"))
-    return st.lists(st.tuples(blocks, targets), max_size=3, unique_by=lambda route: route[0])
+@lru_cache
+def _rule_lists(peers: tuple[str, ...]) -> st.SearchStrategy[list[SecurityGroupRule]]:
+    return st.lists(group_rules(peers), max_size=5)
 
 
 def _interfaces(
-    draw: st.DrawFn, subnets: list[Subnet], group_ids: list[str]
+    draw: st.DrawFn, subnets: list[Subnet], group_ids: tuple[str, ...]
 ) -> Iterator[NetworkInterface]:
     """Next to each other in their subnets, from the first address that is assignable on."""
     taken = {one.subnet_id: itertools.count(4) for one in subnets}
-    for n in range(draw(st.integers(1, 6))):
-        home = draw(st.sampled_from(subnets))
+    some_groups = _any_of(_subsets(group_ids))
+    homes = st.integers(0, len(subnets) - 1)
+    for n in range(draw(MORE)):
+        home = subnets[draw(homes)]
         offset = next(taken[home.subnet_id])
-        has_public = draw(st.booleans()) and home.public_block is not None
+        public_block = home.public_block if draw(MAYBE) else None
         yield interface(
             made_id("eni", n),
             home.subnet_id,
             str(IPv4Network(home.cidr_block)[offset]),
-            *draw(st.lists(st.sampled_from(group_ids), min_size=1, unique=True)),
-            public_ip=str(IPv4Network(home.public_block or "")[offset]) if has_public else None,
-            ipv6=str(ip_network(home.ipv6_cidr_block)[offset]) if home.ipv6_cidr_block else None,
+            *draw(some_groups),
+            public_ip=str(IPv4Network(public_block)[offset]) if public_block else None,
+            ipv6=str(IPv6Network(home.ipv6_cidr_block)[offset]) if home.ipv6_cidr_block else None,
         )
+
+
+def _subsets(ids: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """All but the empty one, small ones first."""
+    sizes = range(1, len(ids) + 1)
+    return tuple(itertools.chain.from_iterable(itertools.combinations(ids, n) for n in sizes))
 
 
 @st.composite
 def packets(draw: st.DrawFn, among: Network) -> Packet:
     """First of a flow: mostly between interfaces, also with the outside and to nobody."""
-    enis = tuple(among.interfaces.values())
-    private = [one.private_ip for one in enis]
-    private_6 = [one.ipv6_address for one in enis if one.ipv6_address is not None]
-    if draw(st.booleans()) and private_6:
-        source = draw(st.sampled_from((*private_6, OUTSIDE_6)))
-        nobody = ("2600:1f18:0:aa00::ff", OUTSIDE_6, "fd00::1", "fe80::1", "ff02::1", "::1")
-        destination = draw(st.sampled_from(private_6) | st.sampled_from(nobody))
-        return draw(_traffic(source, destination, "icmpv6", tuple(ICMPV6_ANSWERS)))
-    public = [one.public_ip for one in enis if one.public_ip is not None]
-    source = draw(st.sampled_from(private) | st.sampled_from((*private, *OUTSIDERS)))
-    aims = [st.sampled_from(private), st.sampled_from((*OUTSIDERS, *_nobodys(among)))]
-    if public:
-        aims.append(st.sampled_from(public))
-    return draw(_traffic(source, draw(st.one_of(aims)), "icmp", tuple(ICMP_ANSWERS)))
+    enis = tuple(one for one in among.interfaces.values() if one.task is not None)
+    private = tuple(one.private_ip for one in enis)
+    private_6 = tuple(one.ipv6_address for one in enis if one.ipv6_address is not None)
+    if draw(_any_of((False, False, True))) and private_6:
+        source = draw(_any_of((*private_6 * 2, OUTSIDE_6)))
+        others = _without(source, private_6)
+        to: tuple[tuple[str, ...], ...] = (others, others, (OUTSIDE_6,), NOBODY_6)
+        return _made(source, draw(_any_of(draw(_any_of(to)))), draw(TRAFFIC_6))
+    public = tuple(one.public_ip for one in enis if one.public_ip is not None) or OUTSIDERS
+    is_from_outside = draw(_any_of((False, False, False, True)))
+    source = draw(_any_of(OUTSIDERS if is_from_outside else private))
+    nobody = (source, *_nobodys(among))
+    if is_from_outside:
+        to = (public, public, public, private, nobody)
+    else:
+        others = _without(source, private)
+        to = (others, others, others, public, OUTSIDERS, nobody)
+    return _made(source, draw(_any_of(draw(_any_of(to)))), draw(TRAFFIC))
+
+
+def _without(source: str, addresses: tuple[str, ...]) -> tuple[str, ...]:
+    """Of a lonely interface, itself."""
+    return tuple(address for address in addresses if address != source) or (source,)
 
 
 def _nobodys(among: Network) -> Iterator[str]:
@@ -466,22 +518,27 @@ def _nobodys(among: Network) -> Iterator[str]:
     yield from ("224.0.0.1", "255.255.255.255", "127.0.0.1")
 
 
-def _traffic(
-    source: str, destination: str, icmp: str, types: tuple[int, ...]
-) -> st.SearchStrategy[Packet]:
-    def made(protocol: str, port: int, source_port: int) -> Packet:
-        return packet(source, destination, protocol, port, source_port=source_port)
-
-    with_ports = st.builds(
-        made,
-        st.sampled_from(("tcp", "udp")),
-        st.sampled_from(PORTS),
-        st.sampled_from((1023, 40000)),
-    )
-    with_type = st.builds(made, st.just(icmp), st.sampled_from(types), st.just(0))
-    other = st.builds(made, st.sampled_from((OTHER_PROTOCOL, "132")), st.just(0), st.just(0))
-    return st.one_of(with_ports, with_ports, with_type, other)
+Traffic = tuple[str, int, int]
+"""Protocol, port or ICMP type, source port."""
 
 
-def networks_and_packets() -> st.SearchStrategy[tuple[Network, Packet]]:
-    return networks().flatmap(lambda made: st.tuples(st.just(made), packets(made)))
+def _traffic(icmp: str, types: Iterable[int]) -> st.SearchStrategy[Traffic]:
+    with_ports = itertools.product(("tcp", "udp"), PORTS, (40000, 1023))
+    with_type = ((icmp, number, 0) for number in types)
+    whole = ((OTHER_PROTOCOL, 0, 0), ("132", 0, 0))
+    return st.one_of(_any_of(tuple(with_ports)), _any_of((*with_type, *whole)))
+
+
+TRAFFIC = _traffic("icmp", ICMP_ANSWERS)
+TRAFFIC_6 = _traffic("icmpv6", ICMPV6_ANSWERS)
+
+
+def _made(source: str, destination: str, traffic: Traffic) -> Packet:
+    protocol, port, source_port = traffic
+    return packet(source, destination, protocol, port, source_port=source_port)
+
+
+@st.composite
+def networks_and_packets(draw: st.DrawFn) -> tuple[Network, Packet]:
+    made = draw(networks())
+    return made, draw(packets(made))
