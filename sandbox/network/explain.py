@@ -19,10 +19,9 @@ from sandbox.network.matching import (
     PROTOCOL_NAMES,
     Address,
     Packet,
-    key,
 )
 from sandbox.network.paths import AclCheck, Arrival, GroupCheck, Met
-from sandbox.network.rules import Stage, Step, direction, live_gateways, private_keys
+from sandbox.network.rules import Stage, Step, direction, live_gateways, private_addresses
 from sandbox.network.verdict import Policy, Verdict
 
 EPHEMERAL = range(1024, 65536)
@@ -170,8 +169,8 @@ def _cidr(address: Address) -> str:
 
 def _owner(network: Network, address: Address) -> NetworkInterface | None:
     """Whose private address it is."""
-    wanted = key(address)
-    return next((eni for eni in network.interfaces.values() if wanted in private_keys(eni)), None)
+    enis = network.interfaces.values()
+    return next((eni for eni in enis if str(address) in private_addresses(eni)), None)
 
 
 def _has_public_ip(interface: NetworkInterface | None) -> bool:

@@ -13,7 +13,7 @@ any; protocols that have neither match whole.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple
 
@@ -58,6 +58,9 @@ class Packet:
     icmp_type: int = 0
     """icmp, icmpv6"""
     icmp_code: int = 0
+    source_key: int = field(init=False, repr=False, compare=False)
+    """The addresses as rules take them, worked out once (`key`)."""
+    destination_key: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.source.version != self.destination.version:
@@ -70,6 +73,12 @@ class Packet:
             and 0 <= self.icmp_code <= TYPE_LAST
         ):
             raise ValueError(f"not in a packet: {self}")
+        object.__setattr__(self, "source_key", key(self.source))
+        object.__setattr__(self, "destination_key", key(self.destination))
+
+    def peer(self, *, is_egress: bool) -> int:
+        """The key of the other side, for who sends it or gets it."""
+        return self.destination_key if is_egress else self.source_key
 
     @property
     def selector(self) -> int:

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
 from sandbox.model.vpc import (
@@ -37,18 +37,16 @@ from sandbox.model.vpc import (
     resolver_address,
     router_address,
 )
-from sandbox.network.matching import ICMP, PORTS_OF, TCP, UDP, Addresses, Packet, key, key_of
-from sandbox.network.rules import RouteTables, Stage, Step, private_keys, target_of
+from sandbox.network.matching import ICMP, PORTS_OF, TCP, UDP, Address, Addresses, Packet, key_of
+from sandbox.network.rules import RouteTables, Stage, Step, private_addresses, target_of
 
 DNS_PORT = 53
 METADATA_PORT = 80
 
-LINK_LOCAL = Addresses.of_blocks(["169.254.0.0/16", "fe80::/10"])
-NOT_UNICAST = Addresses.of_blocks(
-    [
-        *("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "255.255.255.255/32"),
-        *("::/127", "ff00::/8"),
-    ]
+LINK_LOCAL = ("169.254.0.0/16", "fe80::/10")
+NOT_UNICAST = (
+    *("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "255.255.255.255/32"),
+    *("::/127", "ff00::/8"),
 )
 """A VPC carries neither broadcast nor multicast, and these are no host's. (RFC 6890)"""
 
@@ -60,7 +58,10 @@ NOT_CARRIED = (
 )
 """An internet gateway leads to the internet, not to the networks of the host (RFC 1918, RFC 6598,
 RFC 4193)."""
+
 _PRIVATE = Addresses.of_blocks(NOT_CARRIED)
+_LINK_LOCAL = Addresses.of_blocks(LINK_LOCAL)
+_NOT_UNICAST = Addresses.of_blocks(NOT_UNICAST)
 
 
 class GroupCheck(NamedTuple):
@@ -96,17 +97,24 @@ class Paths:
         self._network = network
         vpc = network.vpc
         self._route_tables = RouteTables(network)
-        self._vpc_blocks = Addresses.of_blocks(filter(None, (vpc.cidr_block, vpc.ipv6_cidr_block)))
+        vpc_blocks = list(filter(None, (vpc.cidr_block, vpc.ipv6_cidr_block)))
+        self._vpc_blocks = Addresses.of_blocks(vpc_blocks)
+        # A private source is none of these: the host's own network is beyond the gateway, too.
+        self._never_outside = Addresses.of_blocks((*vpc_blocks, *LINK_LOCAL, *NOT_UNICAST))
         self._resolver = str(resolver_address(vpc.cidr_block))
         self._routers = frozenset(
             str(router_address(subnet.cidr_block)) for subnet in network.subnets.values()
         )
         self._services = dict(_services(network))
-        self._owners = {
-            owned: interface
-            for interface in network.interfaces.values()
-            for owned in private_keys(interface)
-        }
+        self._owners: dict[int, NetworkInterface] = {}
+        self._source_steps: dict[int, Step] = {}
+        for eni, interface in network.interfaces.items():
+            for address in private_addresses(interface):
+                text = f"{address} is the address of {eni}"
+                self._owners[key_of(address)] = interface
+                self._source_steps[key_of(address)] = Step(
+                    Stage.SOURCE_CHECK, True, eni, None, text
+                )
         self._reachable = dict(_reachable(network))
         self._public_blocks = Addresses.of_blocks(
             subnet.public_block for subnet in network.subnets.values() if subnet.public_block
@@ -121,7 +129,7 @@ class Paths:
 
         Where there is no way, whatever groups and ACLs say, the last is a Step that denies.
         """
-        sender = self._owners.get(key(packet.source))
+        sender = self._owners.get(packet.source_key)
         if sender is None:
             yield from self._from_outside(packet)
         else:
@@ -147,14 +155,18 @@ class Paths:
             text = f"{nat_id} is a NAT gateway and begins nothing itself"
             yield Step(Stage.SOURCE_CHECK, False, nat_id, None, text)
             return
-        text = f"{packet.source} is the address of {eni}"
-        yield Step(Stage.SOURCE_CHECK, True, eni, None, text)
-        end = self._end(sender, packet)
-        if end is not None:
-            yield end
-            return
+        yield self._source_steps[packet.source_key]
+        receiver = self._owners.get(packet.destination_key)
+        if (
+            receiver is None
+            or receiver is sender
+            or receiver.network_interface_id in self._nat_gateways
+        ):
+            end = self._end(sender, receiver, packet)
+            if end is not None:
+                yield end
+                return
         yield GroupCheck(sender, packet, True)
-        receiver = self._owners.get(key(packet.destination))
         crosses = receiver is None or receiver.subnet_id != sender.subnet_id
         if crosses:
             yield AclCheck(sender.subnet_id, packet, True)
@@ -175,34 +187,31 @@ class Paths:
             eni = sender.network_interface_id
             yield from self._to_internet(target, packet, sender.public_ip, eni)
 
-    def _end(self, sender: NetworkInterface, packet: Packet) -> Step | None:
+    def _end(
+        self, sender: NetworkInterface, receiver: NetworkInterface | None, packet: Packet
+    ) -> Step | None:
         """Where the destination alone decides, before any rule is asked."""
-        destination = key(packet.destination)
-        if destination == key(packet.source):
+        destination, eni = packet.destination_key, sender.network_interface_id
+        if receiver is sender:
             text = f"{packet.destination} is its own: the packet does not leave it"
-            return Step(Stage.OWN_ADDRESS, True, sender.network_interface_id, None, text)
+            return Step(Stage.OWN_ADDRESS, True, eni, None, text)
         service = self._services.get((destination, packet.protocol, packet.destination_port))
         if service is not None:
             return service
+        if receiver is not None:
+            nat_id = self._nat_gateways[receiver.network_interface_id]
+            text = f"{packet.destination} is {nat_id}, which takes nothing but answers"
+            return Step(Stage.DESTINATION, False, nat_id, None, text)
         if destination in self._vpc_blocks:
-            return self._inside(packet)
-        if destination in LINK_LOCAL:
+            return self._nobody_inside(str(packet.destination))
+        if destination in _LINK_LOCAL:
             return self._no_service(str(packet.destination))
-        if destination in NOT_UNICAST:
+        if destination in _NOT_UNICAST:
             text = f"{packet.destination}: a VPC carries no broadcast, multicast or loopback"
             return Step(Stage.DESTINATION, False, str(packet.destination), None, text)
         return None
 
-    def _inside(self, packet: Packet) -> Step | None:
-        """None: an interface of the VPC, which its rules protect."""
-        address = str(packet.destination)
-        owner = self._owners.get(key(packet.destination))
-        if owner is not None:
-            nat_id = self._nat_gateways.get(owner.network_interface_id)
-            if nat_id is None:
-                return None
-            text = f"{address} is {nat_id}, which takes nothing but answers"
-            return Step(Stage.DESTINATION, False, nat_id, None, text)
+    def _nobody_inside(self, address: str) -> Step:
         if address == self._resolver:
             return self._no_service(address)
         if address in self._routers:
@@ -246,53 +255,43 @@ class Paths:
         self, gateway: str, packet: Packet, public_ip: str | None, sender: str
     ) -> Iterator[Met]:
         """`sender` is what has, or lacks, the public address."""
-        destination = key(packet.destination)
+        destination = packet.destination_key
         if destination in _PRIVATE and destination not in self._private_destinations:
             text = f"{gateway} carries nothing to private addresses, as {packet.destination} is one"
             yield Step(Stage.INTERNET_GATEWAY, False, gateway, None, text)
             return
         if packet.destination.version == 6:
             text = f"{gateway} carries it out as it is"
+            yield Step(Stage.INTERNET_GATEWAY, True, gateway, None, text)
         elif public_ip is None:
             text = f"{sender} has no public address, without which {gateway} carries nothing"
             yield Step(Stage.INTERNET_GATEWAY, False, sender, None, text)
-            return
         else:
             text = f"{gateway} carries it out with the public source {public_ip}"
-            packet = replace(packet, source=IPv4Address(public_ip))
-        yield Step(Stage.INTERNET_GATEWAY, True, gateway, None, text)
-        if destination in self._reachable or destination in self._public_blocks:
-            yield from self._from_outside(packet)
+            yield Step(Stage.INTERNET_GATEWAY, True, gateway, None, text)
+            if destination in self._reachable or destination in self._public_blocks:
+                yield from self._from_outside(replace(packet, source=IPv4Address(public_ip)))
 
     def _from_outside(self, packet: Packet) -> Iterator[Met]:
         gateway = self._network.internet_gateway
-        vpc_id, address = self._network.vpc.vpc_id, str(packet.destination)
+        vpc_id = self._network.vpc.vpc_id
         if gateway is None:
             text = f"{vpc_id} has no internet gateway for anything from outside"
             yield Step(Stage.INTERNET_GATEWAY, False, vpc_id, None, text)
             return
-        if not self._may_be_outside(key(packet.source)):
+        if packet.source_key in self._never_outside:
             text = f"{packet.source} is nobody's address, inside or outside {vpc_id}"
             yield Step(Stage.SOURCE_CHECK, False, str(packet.source), None, text)
             return
-        receiver = self._reachable.get(key(packet.destination))
+        receiver, private = self._reachable.get(packet.destination_key, (None, packet.destination))
         if receiver is None or receiver.network_interface_id in self._nat_gateways:
-            text = f"{address} is not the public address of a task in {vpc_id}"
-            yield Step(Stage.DESTINATION, False, address, None, text)
+            text = f"{packet.destination} is not the public address of a task in {vpc_id}"
+            yield Step(Stage.DESTINATION, False, str(packet.destination), None, text)
             return
-        if packet.destination.version == 4:
-            packet = replace(packet, destination=IPv4Address(receiver.private_ip))
+        packet = replace(packet, destination=private)
         yield Arrival(gateway.internet_gateway_id, receiver, packet)
         yield AclCheck(receiver.subnet_id, packet, False)
         yield GroupCheck(receiver, packet, False)
-
-    def _may_be_outside(self, source: int) -> bool:
-        # A private source may be: the host's own network is on the far side of the gateway.
-        return (
-            source not in self._vpc_blocks
-            and source not in LINK_LOCAL
-            and source not in NOT_UNICAST
-        )
 
 
 def _services(network: Network) -> Iterator[tuple[tuple[int, int, int], Step]]:
@@ -311,13 +310,14 @@ def _services(network: Network) -> Iterator[tuple[tuple[int, int, int], Step]]:
             yield (key_of(address), protocol, DNS_PORT), step
 
 
-def _reachable(network: Network) -> Iterator[tuple[int, NetworkInterface]]:
-    """Interfaces by the address that those outside know; IPv6 has no other."""
+def _reachable(network: Network) -> Iterator[tuple[int, tuple[NetworkInterface, Address]]]:
+    """Interfaces by the address that those outside know, and which one that becomes inside."""
     for interface in network.interfaces.values():
         if interface.public_ip is not None:
-            yield key_of(interface.public_ip), interface
+            yield key_of(interface.public_ip), (interface, IPv4Address(interface.private_ip))
         if interface.ipv6_address is not None:
-            yield key_of(interface.ipv6_address), interface
+            yield key_of(interface.ipv6_address), (interface, IPv6Address(interface.ipv6_address))
     for nat in network.nat_gateways.values():
         if nat.deleted_at is None:
-            yield key_of(nat.public_ip), network.interfaces[nat.network_interface_id]
+            interface = network.interfaces[nat.network_interface_id]
+            yield key_of(nat.public_ip), (interface, IPv4Address(nat.private_ip))

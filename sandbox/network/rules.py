@@ -32,7 +32,6 @@ from sandbox.network.matching import (
     block,
     first_match,
     group_matcher,
-    key,
     key_of,
     traffic_of,
 )
@@ -88,14 +87,14 @@ class Groups:
         self._network = network
         members: dict[str, set[int]] = {}
         for interface in network.interfaces.values():
-            keys = private_keys(interface)
+            keys = [key_of(address) for address in private_addresses(interface)]
             for group_id in interface.group_ids:
                 members.setdefault(group_id, set()).update(keys)
         self._members = {group_id: Addresses.of_keys(keys) for group_id, keys in members.items()}
         self._ready: dict[tuple[str, bool], _Ready[SecurityGroupRule]] = {}
 
     def judge(self, interface: NetworkInterface, packet: Packet, *, is_egress: bool) -> Step:
-        peer = key(packet.destination if is_egress else packet.source)
+        peer = packet.peer(is_egress=is_egress)
         for group_id in interface.group_ids:
             ready = self._rules(group_id, is_egress)
             position = first_match(ready.matchers, packet, peer)
@@ -109,7 +108,7 @@ class Groups:
     def admitting(
         self, interface: NetworkInterface, packet: Packet, *, is_egress: bool
     ) -> tuple[SecurityGroup, SecurityGroupRule] | None:
-        peer = key(packet.destination if is_egress else packet.source)
+        peer = packet.peer(is_egress=is_egress)
         for group_id in interface.group_ids:
             ready = self._rules(group_id, is_egress)
             position = first_match(ready.matchers, packet, peer)
@@ -121,7 +120,7 @@ class Groups:
         self, interface: NetworkInterface, packet: Packet, *, is_egress: bool
     ) -> bool:
         """From or to everywhere, and the whole protocol everywhere in the other direction."""
-        peer = key(packet.destination if is_egress else packet.source)
+        peer = packet.peer(is_egress=is_egress)
         opening = tuple(self._open(interface, packet, is_egress))
         return first_match(opening, packet, peer) is not None and any(
             matcher.is_whole(packet.protocol)
@@ -185,7 +184,7 @@ class Acls:
         ready = self._ready.get((acl_id, is_egress))
         if ready is None:
             ready = self._ready[acl_id, is_egress] = self._prepare(acl_id, is_egress)
-        peer = key(packet.destination if is_egress else packet.source)
+        peer = packet.peer(is_egress=is_egress)
         position = first_match(ready.matchers, packet, peer)
         if position is not None:
             return ready.steps[position]
@@ -223,15 +222,19 @@ class RouteTables:
     def __init__(self, network: Network) -> None:
         self._network = network
         self._targets = frozenset(live_gateways(network)) | {LOCAL}
+        self._table_ids = {
+            subnet_id: network.route_table_of(subnet).route_table_id
+            for subnet_id, subnet in network.subnets.items()
+        }
         self._ready: dict[str, list[tuple[int, int, Step]]] = {}
 
     def judge(self, subnet_id: str, packet: Packet) -> Step:
         """Allowed: `rule` is a Route, and its target is there."""
-        table_id = self._network.route_table_of(self._network.subnets[subnet_id]).route_table_id
+        table_id = self._table_ids[subnet_id]
         routes = self._ready.get(table_id)
         if routes is None:
             routes = self._ready[table_id] = self._prepare(table_id)
-        destination = key(packet.destination)
+        destination = packet.destination_key
         for mask, base, step in routes:
             if destination & mask == base:
                 return step
@@ -267,8 +270,8 @@ def target_of(step: Step) -> str | None:
     return step.rule.target if isinstance(step.rule, Route) else None
 
 
-def private_keys(interface: NetworkInterface) -> list[int]:
-    return [key_of(text) for text in (interface.private_ip, interface.ipv6_address) if text]
+def private_addresses(interface: NetworkInterface) -> list[str]:
+    return [text for text in (interface.private_ip, interface.ipv6_address) if text is not None]
 
 
 def peer_of(rule: SecurityGroupRule) -> str:

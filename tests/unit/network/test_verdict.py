@@ -226,6 +226,20 @@ def test_a_deleted_nat_gateway_is_a_black_hole() -> None:
     assert step.rule == Route(destination=EVERYWHERE, target="nat-1")
 
 
+def test_no_route_takes_the_vpcs_own_traffic_elsewhere() -> None:
+    """VPCUG, "Route priority": the local route wins here, whatever else there is."""
+    bent = network(
+        *(*SUBNETS, *INTERFACES, *NAT, internet_gateway(), group("sg-open", *OPEN_GROUP)),
+        route_table("rtb-public", ("10.0.2.0/24", "nat-gone"), (f"{DB}/32", "igw-1")),
+        route_table("rtb-private", (f"{WEB}/32", "nat-gone")),
+    )
+    for destination in (DB, APP):
+        verdict = decide(bent, packet(WEB, destination, port=80))
+        assert verdict.allowed
+        [route] = [step.rule for step in verdict.steps if step.stage is Stage.ROUTE]
+        assert route == Route(destination="10.0.0.0/16", target="local")
+
+
 def test_private_destinations_can_be_opened_by_who_owns_the_host() -> None:
     policy = Policy(OPEN, private_destinations=["192.168.7.0/24"])
     assert policy.decide(packet(WEB, "192.168.7.7", port=80)).allowed
