@@ -67,7 +67,8 @@ def explain(
     advice = None
     if not verdict.allowed:
         is_behind_nat = any(step.stage is Stage.NAT_GATEWAY for step in verdict.steps)
-        advice = _advice(network, packet, *there[-1], is_behind_nat=is_behind_nat)
+        if verdict.steps[-1].stage is not Stage.ROUTE or policy.is_carried(packet):
+            advice = _advice(network, packet, *there[-1], is_behind_nat=is_behind_nat)
     elif not reply.allowed:
         advice = _advice(network, packet, *back[-1], is_answer=True)
     return Explanation(packet=packet, verdict=verdict, reply=reply, advice=advice)

@@ -144,6 +144,11 @@ class Paths:
             return Step(Stage.ROUTE, False, step.subject, step.rule, text)
         return step
 
+    def carries(self, packet: Packet) -> bool:
+        """Whether an internet gateway carries packets to there at all."""
+        destination = packet.destination_key
+        return destination not in _PRIVATE or destination in self._private_destinations
+
     def goes_through_nat(self, interface: NetworkInterface, packet: Packet) -> bool:
         route = self._route_tables.judge(interface.subnet_id, packet)
         return route.allowed and target_of(route) in self._network.nat_gateways
@@ -256,7 +261,7 @@ class Paths:
     ) -> Iterator[Met]:
         """`sender` is what has, or lacks, the public address."""
         destination = packet.destination_key
-        if destination in _PRIVATE and destination not in self._private_destinations:
+        if not self.carries(packet):
             text = f"{gateway} carries nothing to private addresses, as {packet.destination} is one"
             yield Step(Stage.INTERNET_GATEWAY, False, gateway, None, text)
             return

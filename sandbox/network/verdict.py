@@ -104,6 +104,10 @@ class Policy:
             if not step.allowed:
                 return
 
+    def is_carried(self, packet: Packet) -> bool:
+        """Whether an internet gateway carries it, if a route leads there."""
+        return self._paths.carries(packet)
+
     def admitting(
         self, interface: NetworkInterface, packet: Packet, *, is_egress: bool
     ) -> tuple[SecurityGroup, SecurityGroupRule] | None:

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from sandbox.model.vpc import Network, Route, SecurityGroupRule
 from sandbox.network.explain import EPHEMERAL_PORT, explain
 from sandbox.network.rules import Stage
-from sandbox.network.verdict import Packet, decide
+from sandbox.network.verdict import Packet, Policy, decide
 from tests.networks import (
     EVERYWHERE,
     OUTSIDE,
@@ -98,6 +98,11 @@ SHOP = network(
             Stage.ACL_EGRESS,
             f"sandbox acl allow acl-app 200 --egress --proto tcp --port 1024-65535 --cidr {WEB}/32",
         ),
+        (
+            packet(WEB, APP, port=8080, source_port=1023),
+            Stage.ACL_EGRESS,
+            f"sandbox acl allow acl-app 200 --egress --proto tcp --port 1023 --cidr {WEB}/32",
+        ),
         # Who has a public address goes by the internet gateway, others by a NAT gateway.
         (packet(LONE, OUTSIDE), Stage.ROUTE, "sandbox route add rtb-main 0.0.0.0/0 igw-1"),
         (packet(WEB, OUTSIDE), Stage.ROUTE, "sandbox route replace rtb-web 203.0.113.0/24 igw-1"),
@@ -113,7 +118,8 @@ SHOP = network(
             Stage.ROUTE,
             "sandbox route add rtb-main 0.0.0.0/0 igw-1",
         ),
-        # Nothing to be done.
+        # Nothing to be done: no route leads to where no gateway does.
+        (packet(LONE, "192.168.1.1"), Stage.ROUTE, None),
         (packet(WEB, "10.0.1.77"), Stage.DESTINATION, None),
         (packet(WEB, "192.168.1.1"), Stage.INTERNET_GATEWAY, None),
         (packet(WEB, "169.254.169.254", port=80), Stage.LOCAL_SERVICE, None),
@@ -135,6 +141,21 @@ def test_without_an_internet_gateway_one_has_to_be_attached() -> None:
     island = replace(SHOP, internet_gateway=None)
     for one in (packet(WEB, "8.8.8.8"), packet(OUTSIDE, WEB_PUBLIC)):
         assert explain(island, one).advice == "attach an internet gateway to vpc-1"
+
+
+def test_a_nat_gateway_itself_needs_the_internet_gateway() -> None:
+    shut_in = network(
+        subnet("subnet-app", "10.0.2.0/24", table="rtb-app"),
+        subnet("subnet-nat", "10.0.3.0/24"),
+        route_table("rtb-app", (EVERYWHERE, "nat-1")),
+        internet_gateway(),
+        *nat_gateway("nat-1", "subnet-nat", "10.0.3.5", "198.19.255.1"),
+        group("sg-app", egress("-1")),
+        interface("eni-app", "subnet-app", APP, "sg-app"),
+    )
+    found = explain(shut_in, packet(APP, OUTSIDE))
+    assert found.deciding.subject == "rtb-main"
+    assert found.advice == "sandbox route add rtb-main 0.0.0.0/0 igw-1"
 
 
 def test_an_acl_without_a_number_before_the_denial_gets_no_advice() -> None:
@@ -182,8 +203,9 @@ def test_who_follows_the_advice_gets_through_or_is_told_that_there_is_no_way(
     if not found.allowed:
         assert found.deciding.stage in (
             *(Stage.SOURCE_CHECK, Stage.DESTINATION, Stage.LOCAL_SERVICE),
-            *(Stage.NAT_GATEWAY, Stage.INTERNET_GATEWAY),
+            *(Stage.NAT_GATEWAY, Stage.INTERNET_GATEWAY, Stage.ROUTE),
         )
+        assert found.deciding.stage is not Stage.ROUTE or not Policy(among).is_carried(one)
 
 
 @given(networks_and_packets())

@@ -720,6 +720,8 @@ def test_what_goes_through_a_nat_gateway_is_tracked() -> None:
     assert is_tracked(OPEN, app, packet(APP, "8.8.8.8", port=443), True)
     assert not is_tracked(OPEN, app, packet(APP, WEB, port=443), True)
     assert not is_tracked(OPEN, web, packet(WEB, "8.8.8.8", port=443), True)
+    # In, it is the other's way that counts, even if an answer would be sent to the NAT gateway.
+    assert not is_tracked(OPEN, app, packet(OUTSIDE, "198.18.2.10", port=443), False)
 
 
 # Packets -----------------------------------------------------------------------------------------
