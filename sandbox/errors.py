@@ -15,7 +15,8 @@
     ├── ApiError             a request is refused: code and text as ECS has them
     │   ├── ClientException
     │   ├── InvalidParameterException
-    │   └── NotFound         no such task, container or object
+    │   ├── NotFound         no such task, container or object
+    │   └── Ec2Error         the same of EC2, which has a code for each reason
     └── AgentUnavailable     no agent answers on the control socket
 
 An error says what was attempted, on which object, what the system answered and, where it is
@@ -134,6 +135,20 @@ class NotFound(ApiError):
     """No such task, container, image or volume."""
 
     code = "ResourceNotFoundException"
+
+
+class Ec2Error(ApiError):
+    """A request about the network is refused: code and text as EC2 has them."""
+
+    # EC2's codes are no exceptions of its model, as ECS's are, but a list in its API Reference
+    # ("Error codes for the Amazon EC2 API"): so they are values here, not classes.
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class AgentUnavailable(SandboxError):

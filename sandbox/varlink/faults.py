@@ -19,6 +19,7 @@ FIELDS: dict[type[SandboxError], tuple[str, ...]] = {
     errors.Conflict: ("key", "expected", "actual"),
     errors.RegistryError: ("reference", "message", "status"),
     errors.TaskFailed: ("cause", "exit_code"),
+    errors.Ec2Error: ("code", "message"),
 }
 """The arguments, in order, of exceptions that take more than a message."""
 
@@ -37,6 +38,7 @@ class Fault(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     status: int | None = None
     cause: str | None = None
     exit_code: int | None = None
+    code: str | None = None
 
 
 CLASSES: dict[str, type[SandboxError]] = {

@@ -21,6 +21,7 @@ RAISED = [
     errors.RegistryError("host/name", "not found", 404),
     errors.RegistryError("host/name", "no route"),
     errors.TaskFailed("exec: no such file", 127),
+    errors.Ec2Error("InvalidVpcID.NotFound", "The vpc ID 'vpc-0' does not exist"),
 ]
 
 
