@@ -256,6 +256,8 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     """One VPC whole, by id. Every id that something here refers to is here."""
 
     vpc: Vpc
+    dhcp_options: DhcpOptions | None = None
+    """None: EC2's own, which are the VPC's resolver and the region's domain."""
     subnets: Mapping[str, Subnet] = {}
     route_tables: Mapping[str, RouteTable] = {}
     internet_gateway: InternetGateway | None = None
