@@ -67,6 +67,13 @@ def runtime_id(task: str, container: str) -> str:
     return f"{task}-{int.from_bytes(digest[:8], 'big') % 10**10:010}"
 
 
+def ec2_id(kind: str, random: bytes) -> str:
+    """An EC2 id such as `subnet-` and 17 hexadecimal digits, from 9 random bytes."""
+    if len(random) != 9:
+        raise ValueError(f"an id of EC2 is made of 9 bytes, not {len(random)}")
+    return f"{kind}-{random.hex()[:17]}"
+
+
 # ARNs --------------------------------------------------------------------------------------
 
 
@@ -167,6 +174,31 @@ def _id_in_arn(text: str, place: Place | None) -> str:
     return rest.rpartition("/")[2].replace("-", "")
 
 
+# Interfaces --------------------------------------------------------------------------------
+
+
+def mac_address(eni: str) -> str:
+    """Of the task's end: locally administered, unicast, and the first ten digits of the ENI's id.
+
+    They contain the eight that name the link, so two live interfaces do not share it either.
+    """
+    digits = _eni_digits(eni, 10)
+    return ":".join(["0a", *(digits[at : at + 2] for at in range(0, 10, 2))])
+
+
+def private_dns_name(address: str, region: str) -> str:
+    """What EC2 calls a private address: `ip-10-0-0-5.ec2.internal`, or with its region in it.
+
+    Amazon VPC User Guide, "DNS attributes for your VPC".
+    """
+    return f"ip-{address.replace('.', '-')}.{internal_domain(region)}"
+
+
+def internal_domain(region: str) -> str:
+    """The domain of private names, and the search domain where no DHCP options say another."""
+    return "ec2.internal" if region == "us-east-1" else f"{region}.compute.internal"
+
+
 # Kernel objects ------------------------------------------------------------------------------
 
 
@@ -202,10 +234,7 @@ def pause_directory() -> str:
 
 def link(instance: str, eni: str) -> str:
     """The host's end of an interface, from the hexadecimal digits of the ENI's id."""
-    digits = eni.removeprefix("eni-")[:8]
-    if re.fullmatch(r"[0-9a-f]{8}", digits) is None:
-        raise ValueError(f"not the id of an ENI: {eni!r}")
-    return f"sb{instance}{digits}"
+    return f"sb{instance}{_eni_digits(eni, 8)}"
 
 
 def uplink(instance: str, number: int) -> str:
@@ -220,6 +249,13 @@ def is_link(instance: str, name: str) -> bool:
 def chain(instance: str, hook: str) -> str:
     """A root chain; `hook` is FWD, IN or POST."""
     return f"SB-{instance}-{hook}"
+
+
+def _eni_digits(eni: str, count: int) -> str:
+    digits = eni.removeprefix("eni-")[:count]
+    if re.fullmatch(rf"[0-9a-f]{{{count}}}", digits) is None:
+        raise ValueError(f"not the id of an ENI: {eni!r}")
+    return digits
 
 
 def _apart(container: str, taken: frozenset[str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -190,3 +192,40 @@ def test_a_container_is_not_called_what_cgroup_v1_calls_its_files(container: str
 def test_a_container_called_volumes_does_not_live_among_the_volumes() -> None:
     assert names.container_directory("volumes") != "volumes"
     assert names.container_directory("app") == "app"
+
+
+@given(st.binary(min_size=9, max_size=9))
+def test_an_id_of_ec2_has_its_kind_and_seventeen_digits(random: bytes) -> None:
+    made = names.ec2_id("subnet", random)
+    assert re.fullmatch("subnet-[0-9a-f]{17}", made)
+    assert made[7:] == random.hex()[:17]
+
+
+def test_an_id_of_ec2_is_made_of_nine_bytes() -> None:
+    with pytest.raises(ValueError, match="9 bytes, not 8"):
+        names.ec2_id("vpc", bytes(8))
+
+
+@given(st.binary(min_size=9, max_size=9))
+def test_a_mac_address_is_local_unicast_and_as_unique_as_the_name_of_the_link(
+    random: bytes,
+) -> None:
+    eni = names.ec2_id("eni", random)
+    mac = names.mac_address(eni)
+    first, *rest = (int(part, 16) for part in mac.split(":"))
+    assert first & 0b11 == 0b10
+    assert len(rest) == 5
+    assert mac.replace(":", "")[2:10] == names.link("0000", eni)[-8:]
+
+
+@pytest.mark.parametrize("eni", ["", "eni-", "eni-0123456", "eni-0123456X", "eni-01234567\n9"])
+def test_what_is_no_interface_has_no_mac_address(eni: str) -> None:
+    with pytest.raises(ValueError, match="not the id of an ENI"):
+        names.mac_address(eni)
+
+
+def test_a_private_name_has_its_region_in_it_but_for_the_first_one() -> None:
+    assert names.private_dns_name("10.0.0.5", "us-east-1") == "ip-10-0-0-5.ec2.internal"
+    assert (
+        names.private_dns_name("10.0.0.5", "eu-west-1") == "ip-10-0-0-5.eu-west-1.compute.internal"
+    )
