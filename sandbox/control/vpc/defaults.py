@@ -12,8 +12,8 @@ from typing import Final
 from sandbox.control.vpc import gateways, routes, subnets, vpcs
 from sandbox.control.vpc.draft import Draft
 from sandbox.control.vpc.refusals import Refusal
-from sandbox.control.vpc.rows import vpc_key
 from sandbox.model.vpc import Vpc
+from sandbox.store.vpc_rows import vpc_key
 
 CIDR_BLOCK: Final = "172.31.0.0/16"
 SUBNET_PREFIX: Final = 20

@@ -15,9 +15,9 @@ import msgspec
 from sandbox.control.vpc import cidr
 from sandbox.control.vpc.draft import Draft
 from sandbox.control.vpc.refusals import Refusal
-from sandbox.control.vpc.rows import vpc_key
 from sandbox.control.vpc.tags import checked_tags
 from sandbox.model.vpc import DhcpOptions, Tag, Vpc
+from sandbox.store.vpc_rows import vpc_key
 
 DEFAULT: Final = "default"
 AMAZON: Final = "AmazonProvidedDNS"

@@ -11,15 +11,33 @@ A draft sees its own writes, so decisions follow each other in one. A refused on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
 
 from sandbox.control.vpc.refusals import Refusal
 from sandbox.control.vpc.region import Region
-from sandbox.control.vpc.rows import (
-    KINDS,
+from sandbox.errors import Conflict
+from sandbox.model import names
+from sandbox.model.task import Record
+from sandbox.model.vpc import (
+    DhcpOptions,
+    ElasticAddress,
+    InternetGateway,
+    NatGateway,
+    Network,
+    NetworkAcl,
+    NetworkInterface,
+    PrefixList,
+    RouteTable,
+    SecurityGroup,
+    Subnet,
+    Vpc,
+)
+from sandbox.store import vpc_rows
+from sandbox.store.base import Store
+from sandbox.store.vpc_rows import (
     REGION_LEDGER,
     VPCS,
     Addresses,
@@ -35,13 +53,21 @@ from sandbox.control.vpc.rows import (
     vpc_key,
     vpc_prefix,
 )
-from sandbox.errors import Conflict
-from sandbox.model import names
-from sandbox.model.task import Record
-from sandbox.model.vpc import NetworkInterface, Vpc
 
 ATTEMPTS = 8
 """How often a decision is made anew: each time somebody else's was written, so somebody wins."""
+
+NOT_FOUND: Mapping[type[Record], Refusal] = {
+    Subnet: Refusal.SUBNET_NOT_FOUND,
+    RouteTable: Refusal.ROUTE_TABLE_NOT_FOUND,
+    NetworkAcl: Refusal.ACL_NOT_FOUND,
+    SecurityGroup: Refusal.GROUP_NOT_FOUND,
+    InternetGateway: Refusal.INTERNET_GATEWAY_NOT_FOUND,
+    NatGateway: Refusal.NAT_GATEWAY_NOT_FOUND,
+    PrefixList: Refusal.PREFIX_LIST_NOT_FOUND,
+    ElasticAddress: Refusal.ALLOCATION_NOT_FOUND,
+    DhcpOptions: Refusal.DHCP_OPTIONS_NOT_FOUND,
+}
 
 R = TypeVar("R")
 T = TypeVar("T", bound=Record)
@@ -84,7 +110,7 @@ class Draft:
                 found = self.get(prefix + id, kind)
                 assert found is not None
                 return found
-        raise KINDS[kind].not_found.error(id=id)
+        raise NOT_FOUND[kind].error(id=id)
 
     def vpc(self, vpc_id: str) -> Vpc:
         if vpc_id in self.region_ledger().vpcs:
@@ -198,3 +224,11 @@ async def commit(region: Region, decide: Callable[[Draft], R], *, durable: bool 
             continue
         return result
     raise Refusal.BUSY.error()
+
+
+def load(store: Store, vpc_id: str) -> Network:
+    """All of one VPC as it is now. Raises InvalidVpcID.NotFound."""
+    network = vpc_rows.network(store, vpc_id)
+    if network is None:
+        raise Refusal.VPC_NOT_FOUND.error(id=vpc_id)
+    return network

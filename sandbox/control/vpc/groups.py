@@ -19,9 +19,9 @@ from sandbox.control.vpc import indexes, permissions
 from sandbox.control.vpc.draft import Draft
 from sandbox.control.vpc.permissions import ANY, FAMILIES, TEXT, Meaning, RuleRequest
 from sandbox.control.vpc.refusals import Refusal
-from sandbox.control.vpc.rows import vpc_prefix
 from sandbox.control.vpc.tags import checked_tags
 from sandbox.model.vpc import PrefixList, SecurityGroup, SecurityGroupRule, Tag, Vpc
+from sandbox.store.vpc_rows import vpc_prefix
 
 DEFAULT: Final = "default"
 

@@ -13,7 +13,7 @@ from typing import Final, Literal
 from sandbox.control.vpc import turns
 from sandbox.control.vpc.draft import Draft
 from sandbox.control.vpc.refusals import Refusal
-from sandbox.control.vpc.rows import VpcLedger
+from sandbox.store.vpc_rows import VpcLedger
 
 INDEXES: Final = range(1, 1 << 16)
 """Half a connection mark; 0 is a connection that no group let in."""

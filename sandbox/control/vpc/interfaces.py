@@ -20,7 +20,6 @@ from sandbox.control.vpc import addresses, cidr, turns
 from sandbox.control.vpc.draft import Draft
 from sandbox.control.vpc.permissions import TEXT
 from sandbox.control.vpc.refusals import Refusal
-from sandbox.control.vpc.rows import Addresses, Link, addresses_key, link_key, vpc_prefix
 from sandbox.errors import NetworkError
 from sandbox.model import names
 from sandbox.model.vpc import (
@@ -31,6 +30,7 @@ from sandbox.model.vpc import (
     Subnet,
     is_assignable,
 )
+from sandbox.store.vpc_rows import Addresses, Link, addresses_key, link_key, vpc_prefix
 
 _MINTED = 8
 """Ids that are tried: a link's name has 32 bits of them, so two in a row are hardly ever taken."""

@@ -17,9 +17,9 @@ from sandbox.control.vpc.draft import Draft
 from sandbox.control.vpc.indexes import INDEXES
 from sandbox.control.vpc.permissions import Family
 from sandbox.control.vpc.refusals import Refusal
-from sandbox.control.vpc.rows import VpcLedger, ledger_key, vpc_prefix
 from sandbox.control.vpc.tags import checked_tags
 from sandbox.model.vpc import PrefixList, SecurityGroup, Tag
+from sandbox.store.vpc_rows import VpcLedger, ledger_key, vpc_prefix
 
 NAME_MOST: Final = 255
 

@@ -11,9 +11,9 @@ from sandbox.control.vpc import acls, cidr
 from sandbox.control.vpc.draft import Draft
 from sandbox.control.vpc.refusals import Refusal
 from sandbox.control.vpc.region import Region
-from sandbox.control.vpc.rows import Addresses, addresses_key
 from sandbox.control.vpc.tags import checked_tags
 from sandbox.model.vpc import RESERVED_FIRST, Subnet, Tag, Vpc, contains
+from sandbox.store.vpc_rows import Addresses, addresses_key
 
 RESERVED = RESERVED_FIRST + 1
 

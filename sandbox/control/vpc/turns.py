@@ -14,16 +14,9 @@ from itertools import chain
 
 import msgspec
 
-from sandbox.model.task import Record
+from sandbox.store.vpc_rows import Turn
 
 RESTING_MOST = 256
-
-
-class Turn(Record, frozen=True, kw_only=True):
-    cursor: int = 0
-    """The first that is tried; the one after what was given last."""
-    resting: tuple[int, ...] = ()
-    """What came back, the longest ago first."""
 
 
 def take(turn: Turn, numbers: range, is_taken: Callable[[int], bool]) -> tuple[int, Turn] | None:

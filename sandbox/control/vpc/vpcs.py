@@ -16,7 +16,6 @@ import msgspec
 from sandbox.control.vpc import acls, cidr, groups, routes, turns
 from sandbox.control.vpc.draft import Draft
 from sandbox.control.vpc.refusals import Refusal
-from sandbox.control.vpc.rows import VpcLedger, ledger_key, vpc_key
 from sandbox.control.vpc.tags import checked_tags
 from sandbox.model.vpc import (
     InternetGateway,
@@ -28,6 +27,7 @@ from sandbox.model.vpc import (
     Tag,
     Vpc,
 )
+from sandbox.store.vpc_rows import VpcLedger, ledger_key, vpc_key
 
 MADE_WITH_IT: Final = (SecurityGroup, NetworkAcl, RouteTable)
 """One of each; they cannot be deleted but with it."""

@@ -6,7 +6,7 @@ from ipaddress import IPv6Network
 
 import pytest
 
-from sandbox.control.vpc import load
+from sandbox.control.vpc import Draft, load
 from sandbox.control.vpc.acls import (
     create_entry,
     create_network_acl,
@@ -38,7 +38,6 @@ from sandbox.control.vpc.routes import (
     replace_route,
     replace_route_table_association,
 )
-from sandbox.control.vpc.rows import VPCS, vpc_ids, vpc_of
 from sandbox.control.vpc.subnets import (
     available_ip_address_count,
     create_subnet,
@@ -48,6 +47,7 @@ from sandbox.control.vpc.subnets import (
 from sandbox.control.vpc.tagging import create_tags, delete_tags
 from sandbox.control.vpc.vpcs import create_vpc, delete_vpc, modify_vpc_attribute
 from sandbox.model.vpc import AclEntry, Route, Subnet, Tag, Vpc
+from sandbox.store.vpc_rows import VPCS, vpc_ids, vpc_of
 from tests.unit.control.vpc.regions import Ec2
 
 
@@ -146,11 +146,9 @@ def test_attributes_are_changed_one_by_one(ec2: Ec2, vpc: Vpc) -> None:
 
 
 def test_a_changed_key_says_which_vpc_it_is_of(ec2: Ec2, vpc: Vpc, subnet: Subnet) -> None:
-    after = ec2.store.revision
-    request = InterfaceRequest(subnet_id=subnet.subnet_id, task="t")
-    ec2.do(lambda draft: create_network_interface(draft, request))
-    changed = [key for key, rev, _ in ec2.rows() if rev > after]
-    assert {vpc_of(key) for key in changed if key.startswith(VPCS)} == {vpc.vpc_id}
+    draft = Draft(ec2.region)
+    create_network_interface(draft, InterfaceRequest(subnet_id=subnet.subnet_id, task="t"))
+    assert {vpc_of(key) for key in draft.put if key.startswith(VPCS)} == {vpc.vpc_id}
     assert vpc_of("ec2/link/01234567") is None
 
 
@@ -341,9 +339,9 @@ def test_the_default_vpc_is_made_once_and_lets_tasks_out(ec2: Ec2) -> None:
     assert table.routes[1] == Route(
         destination="0.0.0.0/0", target=network.internet_gateway.internet_gateway_id
     )
-    before = ec2.rows()
+    before = ec2.store.revision
     assert ec2.do(ensure_default_vpc) == vpc
-    assert ec2.rows() == before
+    assert ec2.store.revision == before
 
 
 def test_a_default_vpc_that_was_deleted_is_made_again_only_when_asked_for(ec2: Ec2) -> None:

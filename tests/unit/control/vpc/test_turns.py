@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox.control.vpc import turns
-from sandbox.control.vpc.turns import RESTING_MOST, Turn
+from sandbox.control.vpc.turns import RESTING_MOST
+from sandbox.store.vpc_rows import Turn
 
 
 def take(turn: Turn, numbers: range, taken: set[int]) -> tuple[int, Turn]:

@@ -1,4 +1,19 @@
-"""Where the network is kept (the layout is in the package's docstring), and a VPC as a value.
+"""Where the network is kept: EC2's objects each in a row, and what control needs to give them out.
+
+All of a VPC is under `vpc/<vpc id>/`: one watch of `vpc/` hears of everything that changes in one,
+and the key says in which (`vpc_of`). `network` is all of one as a value. Control writes them all.
+
+    vpc/<vpc>/vpc                          Vpc
+    vpc/<vpc>/ledger                       VpcLedger
+    vpc/<vpc>/subnet/<id>                  Subnet; likewise route-table, network-acl, group,
+                                           nat-gateway, internet-gateway
+    vpc/<vpc>/prefix-list/<id>             a copy of each list that a group of the VPC names
+    vpc/<vpc>/addresses/<subnet>           Addresses
+    vpc/<vpc>/interface/<private address>  NetworkInterface: the key is the claim on the address
+    ec2/ledger                             RegionLedger
+    ec2/internet-gateway/<id>              a detached one; it moves when it is attached
+    ec2/elastic-address/<id>, ec2/prefix-list/<id>, ec2/dhcp-options/<id>
+    ec2/link/<8 hex digits>                Link: the interface whose link has that name
 
 The ledgers are what is not EC2's: whose turn it is, and what there is in a VPC or in the region
 without a search of the store, whose keys are mostly tasks.
@@ -7,11 +22,8 @@ without a search of the store, whose keys are mostly tasks.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from sandbox.control.vpc.refusals import Refusal
-from sandbox.control.vpc.turns import Turn
 from sandbox.model.task import Record
 from sandbox.model.vpc import (
     DhcpOptions,
@@ -33,6 +45,15 @@ T = TypeVar("T", bound=Record)
 
 VPCS: Final = "vpc/"
 REGION_LEDGER: Final = "ec2/ledger"
+
+
+class Turn(Record, frozen=True, kw_only=True):
+    """Of numbers that are given in turn: see `sandbox.control.vpc.turns`."""
+
+    cursor: int = 0
+    """The first that is tried; the one after what was given last."""
+    resting: tuple[int, ...] = ()
+    """What came back, the longest ago first."""
 
 
 class RegionLedger(Record, frozen=True, kw_only=True):
@@ -77,29 +98,19 @@ class Link(Record, frozen=True, kw_only=True):
     private_ip: str
 
 
-@dataclass(frozen=True)
-class Kind:
-    segment: str
-    """Of its keys, behind that of the VPC or the region."""
-    id_field: str
-    """Of the record; the last part of its key."""
-    not_found: Refusal
-
-
-KINDS: Mapping[type[Record], Kind] = {
-    Subnet: Kind("subnet", "subnet_id", Refusal.SUBNET_NOT_FOUND),
-    RouteTable: Kind("route-table", "route_table_id", Refusal.ROUTE_TABLE_NOT_FOUND),
-    NetworkAcl: Kind("network-acl", "network_acl_id", Refusal.ACL_NOT_FOUND),
-    SecurityGroup: Kind("group", "group_id", Refusal.GROUP_NOT_FOUND),
-    InternetGateway: Kind(
-        "internet-gateway", "internet_gateway_id", Refusal.INTERNET_GATEWAY_NOT_FOUND
-    ),
-    NatGateway: Kind("nat-gateway", "nat_gateway_id", Refusal.NAT_GATEWAY_NOT_FOUND),
-    NetworkInterface: Kind("interface", "private_ip", Refusal.INTERFACE_NOT_FOUND),
-    PrefixList: Kind("prefix-list", "prefix_list_id", Refusal.PREFIX_LIST_NOT_FOUND),
-    ElasticAddress: Kind("elastic-address", "allocation_id", Refusal.ALLOCATION_NOT_FOUND),
-    DhcpOptions: Kind("dhcp-options", "dhcp_options_id", Refusal.DHCP_OPTIONS_NOT_FOUND),
+SEGMENTS: Mapping[type[Record], tuple[str, str]] = {
+    Subnet: ("subnet", "subnet_id"),
+    RouteTable: ("route-table", "route_table_id"),
+    NetworkAcl: ("network-acl", "network_acl_id"),
+    SecurityGroup: ("group", "group_id"),
+    InternetGateway: ("internet-gateway", "internet_gateway_id"),
+    NatGateway: ("nat-gateway", "nat_gateway_id"),
+    NetworkInterface: ("interface", "private_ip"),
+    PrefixList: ("prefix-list", "prefix_list_id"),
+    ElasticAddress: ("elastic-address", "allocation_id"),
+    DhcpOptions: ("dhcp-options", "dhcp_options_id"),
 }
+"""What follows the VPC or the region in the keys of a kind, and the member that ends them."""
 
 
 def vpc_key(vpc_id: str) -> str:
@@ -115,11 +126,11 @@ def addresses_key(vpc_id: str, subnet_id: str) -> str:
 
 
 def vpc_prefix(vpc_id: str, kind: type[Record]) -> str:
-    return f"{VPCS}{vpc_id}/{KINDS[kind].segment}/"
+    return f"{VPCS}{vpc_id}/{SEGMENTS[kind][0]}/"
 
 
 def region_prefix(kind: type[Record]) -> str:
-    return f"ec2/{KINDS[kind].segment}/"
+    return f"ec2/{SEGMENTS[kind][0]}/"
 
 
 def link_key(network_interface_id: str) -> str:
@@ -128,7 +139,7 @@ def link_key(network_interface_id: str) -> str:
 
 
 def id_of(record: Record) -> str:
-    found: str = getattr(record, KINDS[type(record)].id_field)
+    found: str = getattr(record, SEGMENTS[type(record)][1])
     return found
 
 
@@ -152,11 +163,11 @@ def vpc_ids(store: Store) -> tuple[str, ...]:
     return ledger.value.vpcs if ledger else ()
 
 
-def load(store: Store, vpc_id: str) -> Network:
-    """All of one VPC as it is now. Raises Ec2Error when there is none of that id."""
+def network(store: Store, vpc_id: str) -> Network | None:
+    """All of one VPC as it is now; None when there is none of that id."""
     vpc = store.get(vpc_key(vpc_id), Vpc)
     if vpc is None:
-        raise Refusal.VPC_NOT_FOUND.error(id=vpc_id)
+        return None
     options = store.get(region_prefix(DhcpOptions) + vpc.value.dhcp_options_id, DhcpOptions)
     keys = store.keys(f"{VPCS}{vpc_id}/")
 
