@@ -159,21 +159,20 @@ def _take_block(draft: Draft, subnet: Subnet) -> str:
     """The next free one of the subnet's size, behind the last that was given, round the pool."""
     pool = draft.region.pool
     length = IPv4Network(subnet.cidr_block).prefixlen
-    taken = [draft.region.elastic_pool, *_blocks(draft)]
     size = 1 << (32 - length)
-    blocks = range(0, pool.num_addresses, size)
-    start = next((n for n, at in enumerate(blocks) if at >= _cursor(draft)), 0)
-    for at in (*blocks[start:], *blocks[:start]):
-        block = IPv4Network((int(pool[0]) + at, length))
-        if not any(block.overlaps(other) for other in taken):
-            draft.touch_region(block_cursor=at + size)
-            draft.change(msgspec.structs.replace(subnet, public_block=str(block)))
-            return str(block)
+    taken: set[int] = set()
+    for block in (draft.region.elastic_pool, *_blocks(draft)):
+        first = int(block[0]) - int(pool[0])
+        taken.update(range(first // size, (first + block.num_addresses - 1) // size + 1))
+    count = pool.num_addresses // size
+    start = -(-draft.region_ledger().block_cursor // size)
+    for number in (*range(start, count), *range(min(start, count))):
+        if number not in taken:
+            draft.touch_region(block_cursor=(number + 1) * size)
+            found = str(IPv4Network((int(pool[0]) + number * size, length)))
+            draft.change(msgspec.structs.replace(subnet, public_block=found))
+            return found
     raise Refusal.NO_PUBLIC_BLOCK.error(pool=pool, cidr=subnet.cidr_block)
-
-
-def _cursor(draft: Draft) -> int:
-    return draft.region_ledger().block_cursor
 
 
 def _blocks(draft: Draft) -> list[IPv4Network]:

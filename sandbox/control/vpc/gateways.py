@@ -104,7 +104,7 @@ def delete_nat_gateway(draft: Draft, gateway_id: str) -> None:
     """Its address is free for others, but still allocated; routes to it stay, as black holes."""
     gateway = draft.find(NatGateway, gateway_id)
     draft.touch(gateway.vpc_id)
-    interfaces.delete_network_interface(draft, gateway.network_interface_id)
+    interfaces.remove(draft, draft.interface(gateway.network_interface_id))
     draft.remove(gateway)
 
 

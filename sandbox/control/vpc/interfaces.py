@@ -87,15 +87,25 @@ def create_network_interface(draft: Draft, request: InterfaceRequest) -> Network
 
 
 def delete_network_interface(draft: Draft, network_interface_id: str) -> None:
-    """Its address goes behind all others, an Elastic one is free again. Idempotent."""
+    """Its address goes behind all others, an Elastic one is free again. Idempotent.
+
+    Refused for one that the agent answers itself.
+    """
     link = draft.peek(link_key(network_interface_id), Link)
     if link is None or link.network_interface_id != network_interface_id:
         return
     interface = draft.interface(network_interface_id)
+    if interface.task is None:
+        raise Refusal.NOT_YOURS.error(id=network_interface_id)
+    remove(draft, interface)
+
+
+def remove(draft: Draft, interface: NetworkInterface) -> None:
+    """As `delete_network_interface`, whoever answers it."""
     if interface.allocation_id is not None:
         addresses.forget_association(draft, interface.allocation_id)
     draft.remove(interface)
-    draft.erase(link_key(network_interface_id))
+    draft.erase(link_key(interface.network_interface_id))
     subnet = draft.find(Subnet, interface.subnet_id)
     key = addresses_key(subnet.vpc_id, subnet.subnet_id)
     row = draft.get(key, Addresses) or Addresses()

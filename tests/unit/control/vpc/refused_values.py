@@ -320,6 +320,11 @@ VALUES: list[tuple[str, str, Callable[[Draft, World], object]]] = [
     (
         "InvalidParameterValue",
         "Tag.Value",
+        lambda d, w: create_tags(d, [w.vpc], [Tag(key="\ud800")]),
+    ),
+    (
+        "InvalidParameterValue",
+        "Tag.Value",
         lambda d, w: create_tags(d, [w.vpc], [Tag(key="a", value="v" * 257)]),
     ),
     (

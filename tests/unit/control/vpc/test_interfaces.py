@@ -350,6 +350,7 @@ def test_a_nat_gateway_has_an_interface_of_its_own_and_leaves_its_address(
     groups = tuple(network.groups)
     for change in (
         lambda draft: modify_groups(draft, interface.network_interface_id, groups),
+        lambda draft: delete_network_interface(draft, interface.network_interface_id),
         lambda draft: disassociate_address(draft, interface.association_id or ""),
     ):
         assert ec2.refused(change)[0] == "OperationNotPermitted"

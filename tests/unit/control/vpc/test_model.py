@@ -167,10 +167,6 @@ class RegionModel(RuleBasedStateMachine):
     @rule(n=PICK)
     def delete_interface(self, n: int) -> None:
         id = self.pick_interface(n)
-        draft = Draft(self.ec2.region)
-        found = [i for v in draft.region_ledger().vpcs for i in draft.interfaces(v)]
-        if any(i.network_interface_id == id and i.task is None for i in found):
-            return  # a gateway's: only that gives it back
         self.attempt(lambda draft: interfaces.delete_network_interface(draft, id))
 
     @rule(n=PICK, g=st.lists(PICK, max_size=3))
