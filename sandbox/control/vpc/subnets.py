@@ -31,7 +31,6 @@ def create_subnet(
 ) -> Subnet:
     """Without a zone it is in the first one."""
     vpc = draft.vpc(vpc_id)
-    draft.touch(vpc_id)
     zone = availability_zone or draft.region.zones[0]
     if zone not in draft.region.zones:
         raise Refusal.ZONE.error(zone=zone, zones=", ".join(draft.region.zones))
