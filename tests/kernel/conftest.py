@@ -3,11 +3,14 @@
 `agent` is embedded in the test's own trio loop with a state directory of its own. `tiny` is the
 smallest real image (busybox), pulled over HTTP from a real registry. `probe_image` has the probe as
 well and needs no registry; `images` makes more like it.
+
+`inside` is a network namespace for a test that needs no agent, `iptables` one backend after the
+other.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,10 @@ import pytest
 import trio
 
 from sandbox.agent import Agent, open_agent
+from sandbox.kernel import native
+from sandbox.kernel.netfilter import Iptables
+from sandbox.kernel.netlink import Netlink
+from sandbox.kernel.thread import KernelThread
 from sandbox.model import fargate
 from sandbox.model.request import RunRequest
 from sandbox.model.task import ContainerDefinition, ContainerKnown, TaskDefinition, TaskView
@@ -120,3 +127,25 @@ def run(agent: Agent, tiny: str) -> Run:
             return await finish(agent, view.id)
 
     return run
+
+
+@pytest.fixture
+def inside() -> Iterator[KernelThread]:
+    """A thread in a network namespace of its own, with the loopback up."""
+
+    def enter() -> None:
+        native.unshare(native.CLONE_NEWNET)
+        with Netlink() as netlink:
+            netlink.set_loopback_up()
+
+    with KernelThread("inside") as thread:
+        thread.call(enter)
+        yield thread
+
+
+@pytest.fixture(params=["nft", "legacy"])
+def iptables(request: pytest.FixtureRequest, tmp_path: Path) -> Iptables:
+    backend = Iptables(request.param, str(tmp_path / "lock"))
+    if not backend.works():
+        pytest.skip(f"this kernel or host has no iptables of backend {request.param}")
+    return backend

@@ -2,54 +2,21 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
 from sandbox.errors import KernelError
-from sandbox.kernel import native
-from sandbox.kernel.netfilter import (
-    AddressSet,
-    AddressSets,
-    Chain,
-    Iptables,
-    Member,
-    RuleSet,
-    Table,
-)
-from sandbox.kernel.netlink import Netlink
+from sandbox.kernel.ipset import AddressSet, AddressSets, Member
+from sandbox.kernel.netfilter import Chain, Iptables, RuleSet, Table
 from sandbox.kernel.thread import KernelThread
 
 pytestmark = pytest.mark.guest
 
 Answer = TypeVar("Answer")
-
-
-@pytest.fixture
-def inside() -> Iterator[KernelThread]:
-    """A thread in a network namespace of its own, with the loopback up."""
-
-    def enter() -> None:
-        native.unshare(native.CLONE_NEWNET)
-        with Netlink() as netlink:
-            netlink.set_loopback_up()
-
-    with KernelThread("netfilter") as thread:
-        thread.call(enter)
-        yield thread
-
-
-@pytest.fixture(params=["nft", "legacy"])
-def iptables(request: pytest.FixtureRequest, tmp_path: Path) -> Iptables:
-    backend = Iptables(request.param, str(tmp_path / "lock"))
-    if not backend.works():
-        pytest.skip(f"this kernel or host has no iptables of backend {request.param}")
-    return backend
 
 
 def output(*rules: tuple[str, ...], others: tuple[Chain, ...] = ()) -> RuleSet:
@@ -175,96 +142,9 @@ def test_a_backend_that_works_is_found(inside: KernelThread, tmp_path: Path) -> 
     assert not inside.call(arrives)
 
 
-# Sets ------------------------------------------------------------------------------------------
-
-
 def on_sets(inside: KernelThread, act: Callable[[AddressSets], Answer]) -> Answer:
     def run() -> Answer:
         with AddressSets() as sets:
             return act(sets)
 
     return inside.call(run)
-
-
-@pytest.mark.parametrize(
-    "wanted",
-    [
-        AddressSet(name="empty"),
-        AddressSet(name="g1", members=frozenset({Member("10.0.0.1"), Member("10.0.0.2")})),
-        AddressSet(name="eni", with_marks=True, members=frozenset({Member("10.0.0.1", 7)})),
-        AddressSet(name="pl1", type="hash:net", members=frozenset({Member("10.1.0.0/16")})),
-        AddressSet(name="g6", family="inet6", members=frozenset({Member("fd00::1")})),
-        AddressSet(
-            name="pl6", type="hash:net", family="inet6", members=frozenset({Member("fd00::/64")})
-        ),
-        AddressSet(name="n" * 31, members=frozenset({Member("10.0.0.1")})),
-        AddressSet(
-            name="many", members=frozenset(Member(f"10.0.{n // 250}.{n % 250}") for n in range(600))
-        ),
-    ],
-    ids=lambda wanted: wanted.name,
-)
-def test_a_set_has_the_members_that_were_put(inside: KernelThread, wanted: AddressSet) -> None:
-    on_sets(inside, lambda sets: sets.put(wanted))
-    assert on_sets(inside, lambda sets: sets.members(wanted.name)) == wanted.members
-    assert on_sets(inside, lambda sets: sets.names()) == [wanted.name]
-
-
-def test_putting_again_replaces_the_members_and_leaves_nothing_beside(
-    inside: KernelThread,
-) -> None:
-    first = AddressSet(name="g1", members=frozenset({Member("10.0.0.1")}))
-    second = AddressSet(name="g1", members=frozenset({Member("10.0.0.2")}))
-    on_sets(inside, lambda sets: sets.put(first))
-    on_sets(inside, lambda sets: sets.put(second))
-    assert on_sets(inside, lambda sets: sets.members("g1")) == {Member("10.0.0.2")}
-    assert on_sets(inside, lambda sets: sets.names()) == ["g1"]
-
-
-def test_another_type_under_the_same_name_is_refused(inside: KernelThread) -> None:
-    on_sets(inside, lambda sets: sets.put(AddressSet(name="g1")))
-    with pytest.raises(KernelError, match="type does not match") as caught:
-        on_sets(inside, lambda sets: sets.put(AddressSet(name="g1", type="hash:net")))
-    assert caught.value.errno == errno.EINVAL
-    assert on_sets(inside, lambda sets: sets.names()) == ["g1"]
-
-
-def test_adding_and_deleting_may_be_repeated(inside: KernelThread) -> None:
-    eni = AddressSet(name="eni", with_marks=True)
-
-    def act(sets: AddressSets) -> frozenset[Member]:
-        sets.put(eni)
-        sets.add(eni, Member("10.0.0.1", 1))
-        sets.add(eni, Member("10.0.0.1", 2))
-        found = sets.members("eni")
-        for _ in range(2):
-            sets.delete(eni, Member("10.0.0.1"))
-        for _ in range(2):
-            sets.destroy("eni")
-        return found
-
-    assert on_sets(inside, act) == {Member("10.0.0.1", 2)}
-    assert on_sets(inside, lambda sets: sets.names()) == []
-
-
-def test_a_full_set_and_a_missing_one_refuse(inside: KernelThread) -> None:
-    small = AddressSet(name="small", max_members=2)
-    with pytest.raises(KernelError, match="IPSET_CMD_ADD"):
-        on_sets(inside, lambda sets: fill_beyond(sets, small))
-    with pytest.raises(KernelError) as caught:
-        on_sets(inside, lambda sets: sets.members("missing"))
-    assert caught.value.errno == errno.ENOENT
-
-
-def fill_beyond(sets: AddressSets, small: AddressSet) -> None:
-    sets.put(small)
-    for number in range(200):
-        sets.add(small, Member(f"10.0.0.{number}"))
-
-
-def test_sockets_are_closed(inside: KernelThread) -> None:
-    on_sets(inside, lambda sets: sets.names())
-    before = len(os.listdir("/proc/self/fd"))
-    for _ in range(5):
-        on_sets(inside, lambda sets: sets.names())
-    assert len(os.listdir("/proc/self/fd")) == before

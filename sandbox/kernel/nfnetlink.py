@@ -1,0 +1,315 @@
+"""The framing of messages to and from netfilter: what ipset and conntrack have in common.
+
+A message is a netlink header, a netfilter header (address family, version, resource) and
+attributes, each with a header of its own and padded to four bytes (netlink(7); linux/netlink.h,
+linux/netfilter/nfnetlink.h). Making the bytes is pure; only `Nfnetlink` talks to the kernel. It is
+here, and not pyroute2, because the join of a task is a few hundred bytes that take pyroute2 50
+times as long as the kernel. What happens rarely goes through pyroute2 all the same.
+
+Netfilter carries a message out while it is being sent: when `send` of the socket returns, all of a
+batch is done and the answers lie in the socket. So only the last message of a batch asks for an
+acknowledgement. A refusal is answered in any case; what nothing was said about was carried out.
+Nothing here ever waits.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from sandbox.errors import KernelError
+
+# linux/netlink.h
+NETLINK_NETFILTER = 12
+SOL_NETLINK = 270
+NETLINK_ADD_MEMBERSHIP = 1
+NETLINK_CAP_ACK = 10
+NLM_F_REQUEST = 0x1
+NLM_F_ACK = 0x4
+NLM_F_DUMP = 0x300
+NLMSG_ERROR = 2
+NLMSG_DONE = 3
+NLA_F_NESTED = 0x8000
+NLA_F_NET_BYTEORDER = 0x4000
+NLA_TYPE_MASK = 0x3FFF
+
+# linux/netfilter/nfnetlink.h
+NFNL_SUBSYS_CTNETLINK = 1
+NFNL_SUBSYS_IPSET = 6
+
+HEADER = struct.Struct("=IHHII")
+"""Length, type, flags, sequence, port."""
+NFGEN = struct.Struct(">BBH")
+"""Address family, version, resource."""
+ATTRIBUTE = struct.Struct("=HH")
+"""Length with this header, type."""
+ERROR = struct.Struct("=i")
+
+PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
+"""By what is beyond a multiple of four."""
+
+BATCH_MAX = 128
+"""Messages of one batch. Were all of them refused, their answers (768 bytes each by the kernel's
+count) would still fit into a receive buffer of the default size, 208 KiB, twice."""
+
+DATAGRAM_MAX_BYTES = 1 << 16
+"""The kernel puts at most 32 KiB of a dump into one; an echo is as long as the request was."""
+
+DUMP_MAX_BYTES = 1 << 28
+"""Of one dump; a million tracked connections are less."""
+
+SEQUENCE_LIMIT = 1 << 32
+
+
+class Message(NamedTuple):
+    """One request, without what is only known when it is sent."""
+
+    kind: int
+    body: bytes
+    """From the netfilter header on, padded as its attributes are."""
+    flags: int = 0
+
+
+class Answer(NamedTuple):
+    """One message of the kernel; `body` is all after the netlink header."""
+
+    kind: int
+    flags: int
+    sequence: int
+    body: bytes
+
+
+class Refusal(NamedTuple):
+    errno: int
+    """Not always one of errno.h: ipset has numbers of its own from 4096 on."""
+    echo: bytes
+    """The request or a part of it, from its netlink header on."""
+
+
+# Making messages -------------------------------------------------------------------------------
+
+
+def message_type(subsystem: int, command: int) -> int:
+    return subsystem << 8 | command
+
+
+def attribute(kind: int, payload: bytes) -> bytes:
+    size = len(payload)
+    return ATTRIBUTE.pack(4 + size, kind) + payload + PADDING[size & 3]
+
+
+def nested(kind: int, *attributes: bytes) -> bytes:
+    return attribute(kind | NLA_F_NESTED, b"".join(attributes))
+
+
+def batch(messages: Sequence[Message], first_sequence: int) -> bytes:
+    """One datagram: the messages in order, numbered from `first_sequence`; the last one is
+    acknowledged."""
+    last = len(messages) - 1
+    parts = []
+    for place, (kind, body, flags) in enumerate(messages):
+        flags |= NLM_F_REQUEST | NLM_F_ACK if place == last else NLM_F_REQUEST
+        parts.append(HEADER.pack(16 + len(body), kind, flags, first_sequence + place, 0))
+        parts.append(body)
+    return b"".join(parts)
+
+
+# Reading messages ------------------------------------------------------------------------------
+
+
+def answers(datagram: bytes) -> Iterator[Answer]:
+    """KernelError (EBADMSG) at a message that is cut off or says an impossible length."""
+    at, end = 0, len(datagram)
+    while at < end:
+        if end - at < HEADER.size:
+            raise malformed(f"{end - at} bytes after the last message")
+        length, kind, flags, sequence, _ = HEADER.unpack_from(datagram, at)
+        if length < HEADER.size or length > end - at:
+            raise malformed(f"message of {length} bytes in {end - at}")
+        yield Answer(kind, flags, sequence, datagram[at + HEADER.size : at + length])
+        at += (length + 3) & ~3
+
+
+def attributes(data: bytes) -> dict[int, bytes]:
+    """Payloads by type; of several of one type the last, as the kernel reads them.
+
+    KernelError (EBADMSG) at one that is cut off or says an impossible length.
+    """
+    found = {}
+    at, end = 0, len(data)
+    while at < end:
+        if end - at < 4:
+            raise malformed(f"{end - at} bytes after the last attribute")
+        length, kind = ATTRIBUTE.unpack_from(data, at)
+        if length < 4 or length > end - at:
+            raise malformed(f"attribute of {length} bytes in {end - at}")
+        found[kind & NLA_TYPE_MASK] = data[at + 4 : at + length]
+        at += (length + 3) & ~3
+    return found
+
+
+def number(attributes: Mapping[int, bytes], kind: int, size: int) -> int | None:
+    """An unsigned number in network order; None if it is not there."""
+    value = attributes.get(kind)
+    if value is None:
+        return None
+    if len(value) != size:
+        raise malformed(f"attribute {kind} of {len(value)} bytes, not {size}")
+    return int.from_bytes(value, "big")
+
+
+def malformed(what: str) -> KernelError:
+    return KernelError("recv", f"NETLINK_NETFILTER ({what})", errno.EBADMSG)
+
+
+def refusal(answer: Answer) -> Refusal | None:
+    """What an NLMSG_ERROR says; None if it acknowledges."""
+    if len(answer.body) < ERROR.size:
+        raise malformed(f"error of {len(answer.body)} bytes")
+    (code,) = ERROR.unpack_from(answer.body)
+    return Refusal(-code, answer.body[ERROR.size :]) if code else None
+
+
+# The socket ------------------------------------------------------------------------------------
+
+
+class Nfnetlink:
+    """A socket of the network namespace that the calling thread is in now.
+
+    It stays of that namespace and may be used from any thread, by one at a time (others wait).
+    Nothing blocks for anything but the kernel's own work.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._next_sequence = 1
+        self._buffer = bytearray(DATAGRAM_MAX_BYTES)
+        self._socket = open_socket()
+
+    def send(self, messages: Sequence[Message]) -> dict[int, Refusal]:
+        """Have up to BATCH_MAX messages carried out, in one system call and in order.
+
+        What was refused, by its place in `messages`; a refusal does not stop those after it.
+        KernelError if the answers were lost (ENOBUFS) or make no sense: then it is not known which
+        messages were carried out, and the socket is usable nevertheless.
+        """
+        if not messages:
+            return {}
+        if len(messages) > BATCH_MAX:
+            raise ValueError(f"{len(messages)} messages in one batch")
+        with self._lock:
+            first = self._take_sequences(len(messages))
+            self._transmit(batch(messages, first))
+            return self._refusals(first, len(messages))
+
+    def dump(self, message: Message) -> list[bytes]:
+        """The bodies of all answers, netfilter header first. OSError's numbers as `send`; a refusal
+        is a KernelError with the call `dump`."""
+        with self._lock:
+            sequence = self._take_sequences(1)
+            kind, body, flags = message
+            header = HEADER.pack(
+                16 + len(body), kind, flags | NLM_F_REQUEST | NLM_F_DUMP, sequence, 0
+            )
+            self._transmit(header + body)
+            return self._parts(sequence)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _take_sequences(self, count: int) -> int:
+        """Never one of an earlier request, an answer to which may still be in the socket."""
+        if self._next_sequence + count > SEQUENCE_LIMIT:
+            self._next_sequence = 1
+        first = self._next_sequence
+        self._next_sequence += count
+        return first
+
+    def _transmit(self, datagram: bytes) -> None:
+        try:
+            self._socket.send(datagram)
+        except OSError as error:
+            raise KernelError("send", "NETLINK_NETFILTER", error.errno or errno.EIO) from error
+
+    def _refusals(self, first: int, count: int) -> dict[int, Refusal]:
+        last = first + count - 1
+        found = {}
+        while True:
+            for answer in answers(receive(self._socket, self._buffer)):
+                if not first <= answer.sequence <= last or answer.kind != NLMSG_ERROR:
+                    continue
+                refused = refusal(answer)
+                if refused is not None:
+                    found[answer.sequence - first] = refused
+                if answer.sequence == last:
+                    return found
+
+    def _parts(self, sequence: int) -> list[bytes]:
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            for answer in answers(receive(self._socket, self._buffer)):
+                if answer.sequence != sequence:
+                    continue
+                if answer.kind in (NLMSG_DONE, NLMSG_ERROR):
+                    refused = refusal(answer)
+                    if refused is not None:
+                        raise KernelError("dump", "NETLINK_NETFILTER", refused.errno)
+                    if size > DUMP_MAX_BYTES:
+                        raise KernelError("dump", "NETLINK_NETFILTER", errno.EOVERFLOW)
+                    return parts
+                # Beyond the bound it is read to its end all the same: the next one would be EBUSY.
+                size += len(answer.body)
+                if size <= DUMP_MAX_BYTES:
+                    parts.append(answer.body)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_socket() -> socket.socket:
+    """Bound, not blocking, and without the request in the acknowledgements."""
+    try:
+        opened = socket.socket(
+            socket.AF_NETLINK,
+            socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
+            NETLINK_NETFILTER,
+        )
+    except OSError as error:
+        raise KernelError("socket", "NETLINK_NETFILTER", error.errno or errno.EIO) from error
+    try:
+        opened.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
+        opened.bind((0, 0))
+    except OSError as error:
+        opened.close()
+        raise KernelError("bind", "NETLINK_NETFILTER", error.errno or errno.EIO) from error
+    return opened
+
+
+def receive(opened: socket.socket, buffer: bytearray) -> bytes:
+    """The next datagram of the kernel; KernelError with EAGAIN if there is none, with ENOBUFS if
+    some were lost since the last call, with EBADMSG if it is longer than `buffer`."""
+    while True:
+        try:
+            # With MSG_TRUNC the length is that of the datagram, however little of it was copied.
+            size, (port, _) = opened.recvfrom_into(buffer, 0, socket.MSG_TRUNC)
+        except OSError as error:
+            raise KernelError("recv", "NETLINK_NETFILTER", error.errno or errno.EIO) from error
+        if port != 0:
+            continue  # of a process: whoever has CAP_NET_ADMIN here may send to a socket
+        if size > len(buffer):
+            raise malformed(f"datagram of {size} bytes")
+        return bytes(memoryview(buffer)[:size])
