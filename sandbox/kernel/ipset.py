@@ -14,8 +14,8 @@ that is not there is no error.
 from __future__ import annotations
 
 import errno
+import re
 import socket
-import struct
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +32,7 @@ from sandbox.kernel.netfilter import Family
 from sandbox.kernel.nfnetlink import (
     BATCH_MAX,
     HEADER,
+    NATIVE,
     NFGEN,
     NFNL_SUBSYS_IPSET,
     NLA_F_NET_BYTEORDER,
@@ -44,6 +45,8 @@ from sandbox.kernel.nfnetlink import (
 )
 
 SET_NAME_MAX_BYTES = 31
+PLAIN_NAME = re.compile(r"[!-~]{1,31}")
+"""The kernel takes any bytes; iptables takes these."""
 WHOLE_MARK = 0xFFFFFFFF
 
 FILL_MAX = 1000
@@ -59,15 +62,13 @@ ATTR_SETNAME = 2
 ATTR_DATA = 7
 ATTR_ADT = 8
 ATTR_LINENO = 9
+"""In the host's order."""
 ATTR_IP = 1
 ATTR_CIDR = 3
 ATTR_SKBMARK = 27
 ATTR_IPADDR_IPV4 = 1
 ATTR_IPADDR_IPV6 = 2
 LIST_NAMES = 2
-
-LINE = struct.Struct("=I")
-"""IPSET_ATTR_LINENO is in the host's order."""
 
 FIRST_PRIVATE_ERROR = 4096
 IN_USE = 4100
@@ -139,11 +140,11 @@ def fill_messages(set_name: str, members: Iterable[Member]) -> Iterator[tuple[Me
 
     The kernel stops such a message at the first member that it refuses.
     """
-    start = _named(set_name) + attribute(ATTR_LINENO, LINE.pack(0))
+    start = _named(set_name) + attribute(ATTR_LINENO, NATIVE.pack(0))
     remaining = iter(members)
     while several := list(islice(remaining, FILL_MAX)):
         elements = (
-            nested(ATTR_DATA, _element(member), attribute(ATTR_LINENO, LINE.pack(line)))
+            nested(ATTR_DATA, _element(member), attribute(ATTR_LINENO, NATIVE.pack(line)))
             for line, member in enumerate(several)
         )
         yield (
@@ -153,10 +154,9 @@ def fill_messages(set_name: str, members: Iterable[Member]) -> Iterator[tuple[Me
 
 
 def _named(set_name: str) -> bytes:
-    name = set_name.encode("ascii", "replace")
-    if not 0 < len(name) <= SET_NAME_MAX_BYTES or b"?" in name or b"\0" in name:
+    if not PLAIN_NAME.fullmatch(set_name):
         raise ValueError(f"not a name of a set: {set_name!r}")
-    return PREAMBLE + attribute(ATTR_SETNAME, name + b"\0")
+    return PREAMBLE + attribute(ATTR_SETNAME, set_name.encode() + b"\0")
 
 
 def _element(member: Member) -> bytes:
@@ -190,7 +190,7 @@ def refused_line(refusal: Refusal) -> int:
     except KernelError:
         return FILL_MAX
     line = echoed.get(ATTR_LINENO, b"")
-    return int(LINE.unpack(line)[0]) if len(line) == LINE.size else FILL_MAX
+    return int(NATIVE.unpack(line)[0]) if len(line) == NATIVE.size else FILL_MAX
 
 
 def described(call: str, subject: str, number: int) -> KernelError:

@@ -18,17 +18,20 @@ import errno
 import socket
 import struct
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self
 
 from sandbox.errors import KernelError
 
-# linux/netlink.h
+# linux/netlink.h, asm-generic/socket.h, linux/sock_diag.h
 NETLINK_NETFILTER = 12
 SOL_NETLINK = 270
 NETLINK_ADD_MEMBERSHIP = 1
 NETLINK_CAP_ACK = 10
+SO_RCVBUFFORCE = 33
+SO_MEMINFO = 55
+SK_MEMINFO_DROPS = 8
 NLM_F_REQUEST = 0x1
 NLM_F_ACK = 0x4
 NLM_F_DUMP = 0x300
@@ -49,6 +52,7 @@ NFGEN = struct.Struct(">BBH")
 ATTRIBUTE = struct.Struct("=HH")
 """Length with this header, type."""
 ERROR = struct.Struct("=i")
+NATIVE = struct.Struct("=I")
 
 PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
 """By what is beyond a multiple of four."""
@@ -313,3 +317,25 @@ def receive(opened: socket.socket, buffer: bytearray) -> bytes:
         if size > len(buffer):
             raise malformed(f"datagram of {size} bytes")
         return bytes(memoryview(buffer)[:size])
+
+
+def subscribe(opened: socket.socket, groups: Iterable[int], buffer_bytes: int) -> None:
+    """Have what is sent to these groups, of which `buffer_bytes` wait at most."""
+    try:
+        # The kernel doubles it, because it counts its own share.
+        opened.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, buffer_bytes // 2)
+        for group in groups:
+            opened.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+    except OSError as error:
+        raise KernelError("setsockopt", "NETLINK_NETFILTER", error.errno or errno.EIO) from error
+
+
+def drops(opened: socket.socket) -> int:
+    """Datagrams that found no room, since it was opened; modulo 2**32."""
+    try:
+        info = opened.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 4 * (SK_MEMINFO_DROPS + 1))
+    except OSError as error:
+        raise KernelError("getsockopt", "SO_MEMINFO", error.errno or errno.EIO) from error
+    if len(info) <= 4 * SK_MEMINFO_DROPS:
+        raise KernelError("getsockopt", "SO_MEMINFO", errno.EOPNOTSUPP)
+    return int(NATIVE.unpack_from(info, 4 * SK_MEMINFO_DROPS)[0])
