@@ -17,11 +17,12 @@ from scripts.benchmarks.figures import Section, summary
 from scripts.benchmarks.launch import launch, rate
 from scripts.benchmarks.memory import memory
 from scripts.benchmarks.pull import pull
+from scripts.benchmarks.sets import sets
 from scripts.benchmarks.storage import storage
 from scripts.benchmarks.unpack import unpack
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("launch", "memory", "pull", "unpack", "rate", "storage")
+PARTS = ("launch", "memory", "pull", "unpack", "rate", "storage", "sets")
 
 
 def main() -> int:
@@ -63,6 +64,9 @@ def measure(chosen: tuple[str, ...], quick: bool) -> list[Section]:
         if "storage" in chosen:
             say("storage")
             sections["storage"] = trio.run(storage, disk / "storage", 20 if quick else 100)
+        if "sets" in chosen:
+            say("sets")
+            sections["sets"] = sets(disk / "sets", quick)
     return [sections[part] for part in PARTS if part in sections]
 
 
