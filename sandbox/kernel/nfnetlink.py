@@ -208,20 +208,26 @@ class Nfnetlink:
             raise ValueError(f"{len(messages)} messages in one batch")
         with self._lock:
             first = self._take_sequences(len(messages))
-            self._transmit(batch(messages, first))
-            return self._refusals(first, len(messages))
+            try:
+                self._transmit(batch(messages, first))
+                return self._refusals(first, len(messages))
+            except KernelError:
+                self._drain()
+                raise
 
     def dump(self, message: Message) -> list[bytes]:
-        """The bodies of all answers, netfilter header first. OSError's numbers as `send`; a refusal
-        is a KernelError with the call `dump`."""
+        """The bodies of all answers, from their netfilter headers on. KernelError as `send`, and
+        with the call `dump` if it is refused or longer than DUMP_MAX_BYTES."""
         with self._lock:
             sequence = self._take_sequences(1)
             kind, body, flags = message
-            header = HEADER.pack(
-                16 + len(body), kind, flags | NLM_F_REQUEST | NLM_F_DUMP, sequence, 0
-            )
-            self._transmit(header + body)
-            return self._parts(sequence)
+            flags |= NLM_F_REQUEST | NLM_F_DUMP
+            try:
+                self._transmit(HEADER.pack(16 + len(body), kind, flags, sequence, 0) + body)
+                return self._parts(sequence)
+            except KernelError:
+                self._drain()
+                raise
 
     def close(self) -> None:
         self._socket.close()
@@ -271,6 +277,15 @@ class Nfnetlink:
                 size += len(answer.body)
                 if size <= DUMP_MAX_BYTES:
                     parts.append(answer.body)
+
+    def _drain(self) -> None:
+        """A full buffer would have no room for the next answers."""
+        while True:
+            try:
+                receive(self._socket, self._buffer)
+            except KernelError as error:
+                if error.errno not in (errno.ENOBUFS, errno.EBADMSG):
+                    return
 
     def __enter__(self) -> Self:
         return self

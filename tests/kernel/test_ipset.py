@@ -228,7 +228,8 @@ def test_a_join_of_five_groups_is_one_system_call_and_one_answer(tmp_path: Path)
     _, after = trace.read_text().split("[begin]")
     between, _ = after.split("[end]")
     calls = [line.split()[1].partition("(")[0] for line in between.splitlines()[1:-1]]
-    assert calls == ["sendto", "recvfrom"]
+    # Where there is no vDSO, Python's clock is a system call of its own.
+    assert [call for call in calls if call != "clock_gettime"] == ["sendto", "recvfrom"]
 
 
 def test_the_socket_is_usable_when_its_thread_is_gone_and_stays_in_its_namespace(
