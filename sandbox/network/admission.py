@@ -1,0 +1,88 @@
+"""How much of the resolver one caller may have.
+
+A caller's packets are EC2's: 1024 a second an interface, and what is beyond them is dropped (VPC
+User Guide, "DNS quotas"). The whole has a bound of its own, since answers cost the agent's one loop
+about a third of a millisecond each; when it is reached, those who have lately asked little are
+answered before those who ask without end.
+
+Time comes from the caller, in seconds of any clock that does not go backwards.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable
+
+PACKETS_PER_S = 1024
+TOTAL_PER_S = 2048
+
+BUCKETS_MAX = 8192
+"""Then those that are full again are forgotten: that is what a new one is."""
+
+
+class Bucket:
+    """Tokens that come back at a rate, up to what comes back in a second."""
+
+    __slots__ = ("at", "rate", "tokens")
+
+    def __init__(self, rate: float, now: float) -> None:
+        self.rate = self.tokens = rate
+        self.at = now
+
+    def refill(self, now: float) -> None:
+        self.tokens = min(self.rate, self.tokens + (now - self.at) * self.rate)
+        self.at = now
+
+
+class Admission:
+    """One for all resolvers of an agent: they share its loop. A caller is any key."""
+
+    def __init__(self, per_caller: float = PACKETS_PER_S, total: float = TOTAL_PER_S) -> None:
+        self._per_caller = per_caller
+        self._total_rate = total
+        self._total: Bucket | None = None
+        self._buckets: dict[Hashable, Bucket] = {}
+
+    def admits(self, caller: Hashable, now: float) -> bool:
+        """Whether this packet is answered; counts it if so."""
+        total = self._total = self._total or Bucket(self._total_rate, now)
+        total.refill(now)
+        bucket = self._buckets.get(caller) or self._new(caller, now)
+        bucket.refill(now)
+        needs_little = bucket.tokens > bucket.rate / 2
+        if bucket.tokens < 1 or (total.tokens < 1 and not needs_little):
+            return False
+        bucket.tokens -= 1
+        total.tokens = max(0.0, total.tokens - 1)
+        return True
+
+    def _new(self, caller: Hashable, now: float) -> Bucket:
+        if len(self._buckets) >= BUCKETS_MAX:
+            for bucket in self._buckets.values():
+                bucket.refill(now)
+            self._buckets = {k: b for k, b in self._buckets.items() if b.tokens < b.rate}
+        bucket = self._buckets[caller] = Bucket(self._per_caller, now)
+        return bucket
+
+
+class Places:
+    """So many at once of something, for each caller and in all."""
+
+    def __init__(self, *, per_caller: int, total: int) -> None:
+        self._per_caller = per_caller
+        self._total = total
+        self._taken: Counter[Hashable] = Counter()
+
+    def take(self, caller: Hashable) -> bool:
+        """A place, if there is one; whoever has it gives it back with `leave`."""
+        if self._taken[caller] >= self._per_caller or self._taken.total() >= self._total:
+            if not self._taken[caller]:
+                del self._taken[caller]
+            return False
+        self._taken[caller] += 1
+        return True
+
+    def leave(self, caller: Hashable) -> None:
+        self._taken[caller] -= 1
+        if not self._taken[caller]:
+            del self._taken[caller]
