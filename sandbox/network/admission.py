@@ -2,7 +2,7 @@
 
 A caller's packets are EC2's: 1024 a second an interface, and what is beyond them is dropped (VPC
 User Guide, "DNS quotas"). The whole has a bound of its own, since answers cost the agent's one loop
-about a third of a millisecond each; when it is reached, those who have lately asked little are
+about half a millisecond each; when it is reached, those who have lately asked little are
 answered before those who ask without end.
 
 Time comes from the caller, in seconds of any clock that does not go backwards.
@@ -53,8 +53,15 @@ class Admission:
         if bucket.tokens < 1 or (total.tokens < 1 and not needs_little):
             return False
         bucket.tokens -= 1
-        total.tokens = max(0.0, total.tokens - 1)
+        total.tokens = max(-total.rate, total.tokens - 1)
         return True
+
+    def charge(self, caller: Hashable, packets: float, now: float) -> None:
+        """Counts what an admitted packet has cost beyond one, as so many packets of the caller."""
+        total = self._total = self._total or Bucket(self._total_rate, now)
+        for bucket in (total, self._buckets.get(caller) or self._new(caller, now)):
+            bucket.refill(now)
+            bucket.tokens = max(-bucket.rate, bucket.tokens - packets)
 
     def _new(self, caller: Hashable, now: float) -> Bucket:
         if len(self._buckets) >= BUCKETS_MAX:

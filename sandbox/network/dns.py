@@ -42,8 +42,9 @@ from sandbox.network.answers import (
     refusal,
     render,
 )
-from sandbox.network.forwarding import NO_ANSWER, Failure, Forwarder, question_of, relayed
+from sandbox.network.forwarding import NO_ANSWER, Failure, Forwarder
 from sandbox.network.names import Zone
+from sandbox.network.relaying import question_of, relay
 
 log: structlog.BoundLogger = structlog.get_logger()
 
@@ -117,7 +118,7 @@ class Resolver:
         try:
             reply = await self._forwarder.ask(question_of(query), self._key(caller))
             if not isinstance(reply, Failure):
-                return render(relayed(query, reply), limit)
+                return relay(query, reply, trio.current_time(), limit)
         except Exception as error:
             self._seldom.tell("a question could not be asked", caller=caller, error=repr(error))
             reply = NO_ANSWER

@@ -118,8 +118,9 @@ async def task(router: Namespace, tmp_path: Path) -> AsyncIterator[Task]:
         listeners = [router.thread.call(open_tcp, a) for a in (VPC_RESOLVER, RESOLVER)]
         zone = vpcs.zone({ADDRESS: "198.18.0.10"}, enable_dns_hostnames=True, private_zones=[WEB])
         async with upstream(internet) as other, trio.open_nursery() as nursery:
-            forwarder = Forwarder(lambda: [other.server])
-            resolver = Resolver(zone, forwarder, Admission())
+            admission = Admission()
+            forwarder = Forwarder(lambda: [other.server], admission)
+            resolver = Resolver(zone, forwarder, admission)
             nursery.start_soon(resolver.serve, datagrams, listeners)
             yield Task(inside, resolv_conf)
             nursery.cancel_scope.cancel()

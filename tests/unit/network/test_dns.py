@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
@@ -25,6 +25,7 @@ from sandbox.network.answers import Message
 from sandbox.network.dns import CONNECTIONS_PER_CALLER, IDLE_S, PIPELINE_MAX, Resolver
 from sandbox.network.forwarding import Forwarder
 from sandbox.network.names import RecordSet, Zone, private_zone
+from sandbox.network.resolv_conf import Server
 from tests.unit.network import vpcs
 from tests.unit.network.upstream import Upstream, address, upstream
 from tests.unit.network.vpcs import told
@@ -113,9 +114,9 @@ async def is_closed(stream: trio.SocketStream) -> bool:
 
 @asynccontextmanager
 async def served(
-    forwarder: Forwarder | None = None, admission: Admission | None = None
+    servers: Callable[[], Sequence[Server]] | None = None, admission: Admission | None = None
 ) -> AsyncIterator[Served]:
-    resolver = Resolver(zone(), forwarder or Forwarder(None), admission or Admission())
+    resolver = resolver_of(servers, admission or Admission())
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams,
         socket.create_server(("127.0.0.1", 0)) as listener,
@@ -129,13 +130,17 @@ async def served(
             scope.cancel()
 
 
+def resolver_of(servers: Callable[[], Sequence[Server]] | None, admission: Admission) -> Resolver:
+    return Resolver(zone(), Forwarder(servers, admission), admission)
+
+
 async def serve(found: Served) -> None:
     with found.serving:
         await found.resolver.serve([found.datagrams], [found.listener])
 
 
-def asking(other: Upstream) -> Forwarder:
-    return Forwarder(lambda: [other.server])
+def asking(other: Upstream) -> Callable[[], Sequence[Server]]:
+    return lambda: [other.server]
 
 
 # Datagrams ------------------------------------------------------------------------------------
@@ -160,7 +165,7 @@ async def test_a_name_of_others_is_asked_of_the_hosts_resolver() -> None:
 
 
 async def test_why_a_name_could_not_be_looked_up_is_told() -> None:
-    async with served(Forwarder(tuple)) as resolver:
+    async with served(tuple) as resolver:
         got = await resolver.ask(dns.message.make_query("www.example.com", "A", use_edns=0))
         assert got.rcode() == dns.rcode.SERVFAIL
         [reason] = got.options
@@ -430,7 +435,7 @@ async def test_sockets_stay_open_and_what_waits_in_them_is_answered_by_the_next(
         await given.send(dns.message.make_query(NAME, "A").to_wire())
         async with await resolver.connect() as stream, trio.open_nursery() as nursery:
             await stream.send_all(framed(dns.message.make_query(NAME, "A")))
-            successor = Resolver(zone(), Forwarder(None), Admission())
+            successor = resolver_of(None, Admission())
             nursery.start_soon(successor.serve, [resolver.datagrams], [resolver.listener])
             with trio.fail_after(5):
                 assert told(dns.message.from_wire(await given.recv(65535))) == [ONE]

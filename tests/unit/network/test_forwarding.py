@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import dns.flags
 import dns.message
@@ -13,6 +14,7 @@ import dns.rrset
 import trio
 import trio.testing
 
+from sandbox.network.admission import PACKETS_PER_S, Admission
 from sandbox.network.answers import Message
 from sandbox.network.forwarding import (
     ENTRY_BYTES_MAX,
@@ -23,11 +25,10 @@ from sandbox.network.forwarding import (
     OFF,
     TOO_MANY,
     Cache,
-    Failure,
     Forwarder,
-    Question,
     Reply,
 )
+from sandbox.network.relaying import Kept, Question, keep, relay
 from sandbox.network.resolv_conf import Server
 from tests.unit.network.upstream import Answers, Transport, Upstream, address, reply, upstream
 
@@ -40,12 +41,23 @@ def question(name: str = "www.example.com.", kind: str = "A", **flags: bool) -> 
 
 def forwarder(*servers: Upstream | Server) -> Forwarder:
     found = [server.server if isinstance(server, Upstream) else server for server in servers]
-    return Forwarder(lambda: found)
+    return Forwarder(lambda: found, Admission())
+
+
+def heard(got: Reply, limit: int = 65535, **query: Any) -> Message:
+    """What a client that asked the same is told."""
+    assert isinstance(got, Kept), got
+    asked = dns.message.from_wire(got.wire).question[0]
+    client = dns.message.make_query(asked.name, asked.rdtype, **query)
+    wire = relay(client, got, trio.current_time(), limit)
+    assert len(wire) <= limit
+    message = dns.message.from_wire(wire)
+    assert client.is_response(message)
+    return message
 
 
 def values(got: Reply) -> list[str]:
-    assert not isinstance(got, Failure), got.why
-    return [str(record) for records in got.answer for record in records]
+    return [str(record) for records in heard(got).answer for record in records]
 
 
 async def at_once(*asks: Callable[[], Awaitable[Reply]]) -> list[Reply]:
@@ -130,7 +142,7 @@ async def test_without_a_server_the_answer_is_there_at_once() -> None:
 
 
 async def test_what_is_off_is_refused_at_once() -> None:
-    assert await Forwarder(None).ask(question(), CALLER) == OFF
+    assert await Forwarder(None, Admission()).ask(question(), CALLER) == OFF
     assert OFF.rcode == dns.rcode.REFUSED
 
 
@@ -258,8 +270,7 @@ async def test_records_of_other_names_reach_nobody() -> None:
     async with upstream(generous) as other:
         got = await forwarder(other).ask(question(), CALLER)
     assert values(got) == ["192.0.2.1"]
-    assert not isinstance(got, Failure)
-    assert (got.authority, got.additional) == ([], [])
+    assert (heard(got).authority, heard(got).additional) == ([], [])
 
 
 async def test_a_chain_without_end_and_an_answer_that_denies_itself_are_failures() -> None:
@@ -352,8 +363,7 @@ async def test_an_answer_is_kept_for_a_minute_with_what_is_left_of_its_ttl(
         await asker.ask(question(), CALLER)
         await trio.sleep(40)
         got = await asker.ask(question("WWW.EXAMPLE.COM."), CALLER)
-        assert not isinstance(got, Failure)
-        assert 258 <= got.answer[0].ttl <= 260
+        assert 258 <= heard(got).answer[0].ttl <= 260
         assert len(other.asked) == 1
         await trio.sleep(25)
         await asker.ask(question(), CALLER)
@@ -372,8 +382,7 @@ async def test_a_no_is_kept_as_long_as_its_soa_says(
         asker = forwarder(other)
         for _ in range(2):
             got = await asker.ask(question(), CALLER)
-            assert not isinstance(got, Failure)
-            assert (got.rcode(), len(got.authority)) == (dns.rcode.NXDOMAIN, 1)
+            assert (heard(got).rcode(), len(heard(got).authority)) == (dns.rcode.NXDOMAIN, 1)
             await trio.sleep(15)
         assert len(other.asked) == 1
         await asker.ask(question(), CALLER)
@@ -393,13 +402,112 @@ async def test_an_answer_that_may_not_be_kept_is_not() -> None:
 
 def test_the_cache_is_bounded_in_number_and_size() -> None:
     cache = Cache(entries_max=3)
-    kept = reply(dns.message.make_query("a.example", "A")).to_wire()
     names = [question(f"{name}.example.") for name in "abcd"]
     for name in names[:3]:
-        cache.put(name, kept, 60, now=0)
+        cache.put(name, kept(1), now=0)
     assert cache.get(names[0], now=1) is not None  # used: another one goes
-    cache.put(names[3], kept, 60, now=1)
+    cache.put(names[3], kept(1), now=1)
     assert [cache.get(name, now=1) is not None for name in names] == [True, False, True, True]
-    cache.put(names[1], bytes(ENTRY_BYTES_MAX + 1), 60, now=1)
+    assert len(kept(300).wire) > ENTRY_BYTES_MAX
+    cache.put(names[1], kept(300), now=1)
     assert cache.get(names[1], now=1) is None
     assert len(cache) == 3
+
+
+# What a client is told ------------------------------------------------------------------------
+
+
+def kept(records: int, name: str = "www.example.com.") -> Kept:
+    asked = question(name)
+    query = dns.message.make_query(asked.name, "A")
+    whole = reply(query, *(f"{name} 60 IN A 192.0.{n // 200}.{n % 200}" for n in range(records)))
+    found = keep(asked, dns.message.from_wire(whole.to_wire(max_size=65535)), now=0.0)
+    assert found is not None
+    return found
+
+
+async def test_each_client_gets_its_own_id_case_and_flags() -> None:
+    answer = kept(2, "www.example.com.")
+    client = dns.message.make_query("wWw.eXample.COM", "A", id=4711, use_edns=0, want_dnssec=True)
+    client.flags |= dns.flags.CD
+    message = dns.message.from_wire(relay(client, answer, 0.0, 512))
+    assert client.is_response(message)
+    assert str(message.question[0].name) == "wWw.eXample.COM."
+    assert str(message.answer[0].name) == "wWw.eXample.COM."
+    assert len(message.answer[0]) == 2
+    assert message.flags == dns.flags.QR | dns.flags.RA | dns.flags.RD | dns.flags.CD
+    assert (message.edns, message.ednsflags) == (0, dns.flags.DO)
+
+
+async def test_a_client_without_edns_is_told_nothing_of_it() -> None:
+    assert heard(kept(1)).edns == -1
+    assert heard(kept(1), use_edns=0).edns == 0
+
+
+async def test_an_answer_beyond_the_clients_limit_has_only_tc() -> None:
+    answer = kept(60)
+    for limit, edns in (
+        (512, {}),
+        (512, {"use_edns": 0}),
+        (len(answer.wire) + 10, {"use_edns": 0}),
+    ):
+        message = heard(answer, limit, **edns)
+        assert message.flags & dns.flags.TC
+        assert message.answer == []
+        assert message.edns == (0 if edns else -1)
+    assert len(heard(answer, len(answer.wire) + 11, use_edns=0).answer[0]) == 60
+    assert len(heard(answer, len(answer.wire)).answer[0]) == 60
+
+
+async def test_ttls_of_all_records_run_down_and_never_below_nothing() -> None:
+    query = dns.message.make_query("www.example.com", "A")
+    whole = reply(query, "www.example.com. 30 IN CNAME a.example.", "a.example. 90 IN A 192.0.2.1")
+    answer = keep(question(), dns.message.from_wire(whole.to_wire()), now=100.0)
+    assert answer is not None
+    message = dns.message.from_wire(relay(query, answer, 140.0, 512))
+    assert [records.ttl for records in message.answer] == [0, 50]
+    assert answer.fresh_s == 30
+
+
+async def test_who_asks_pays_for_the_size_of_the_answer(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    """The clock stands: nothing comes back meanwhile."""
+
+    def large(query: Message, transport: Transport) -> Answers:
+        whole = reply(query, *(f"{query.question[0].name} 0 IN A 192.0.2.{n}" for n in range(60)))
+        yield whole.to_wire(max_size=65535)
+
+    async with upstream(large) as other:
+        admission = Admission()
+        asker = Forwarder(lambda: [other.server], admission)
+        for number in range(40):
+            await asker.ask(question(f"n{number}.example."), CALLER)
+        admitted = sum(admission.admits(CALLER, trio.current_time()) for _ in range(2000))
+        # 40 answers of a kilobyte are worth 16 packets each.
+        assert PACKETS_PER_S - 40 * 18 < admitted < PACKETS_PER_S - 40 * 14
+        assert admission.admits("another", trio.current_time())
+
+
+async def test_an_answer_of_many_kilobytes_is_none() -> None:
+    def endless(query: Message, transport: Transport) -> Answers:
+        records = [f"www.example.com. 60 IN TXT {'x' * 200}{n}" for n in range(100)]
+        whole = reply(query, *(records if transport == "tcp" else ()))
+        whole.flags |= dns.flags.TC if transport == "udp" else 0
+        yield whole.to_wire(max_size=65535)
+
+    async with upstream(endless) as other:
+        assert await forwarder(other).ask(question(kind="TXT"), CALLER) == NO_ANSWER
+
+
+async def test_an_answer_over_tcp_to_another_question_is_none() -> None:
+    def astray(query: Message, transport: Transport) -> Answers:
+        whole = reply(query, "www.example.com. 60 IN A 192.0.2.1")
+        if transport == "udp":
+            whole.flags |= dns.flags.TC
+        else:
+            whole.id ^= 1
+        yield whole.to_wire()
+
+    async with upstream(astray) as other:
+        assert await forwarder(other).ask(question(), CALLER) == NO_ANSWER
