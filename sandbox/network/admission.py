@@ -10,8 +10,9 @@ Time comes from the caller, in seconds of any clock that does not go backwards.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict, deque
 from collections.abc import Hashable
+from typing import Any
 
 PACKETS_PER_S = 1024
 TOTAL_PER_S = 2048
@@ -93,3 +94,37 @@ class Places:
         self._taken[caller] -= 1
         if not self._taken[caller]:
             del self._taken[caller]
+
+
+class Turns:
+    """Packets that wait, each caller's in a queue of its own, which have their turns in a circle.
+
+    One queue for all is what a socket has: there a caller waits behind all that another one sent.
+    """
+
+    def __init__(self, *, per_caller: int, total_bytes: int) -> None:
+        self._per_caller = per_caller
+        self._total_bytes = total_bytes
+        self._bytes = 0
+        self._queues: OrderedDict[Hashable, deque[tuple[bytes, Any]]] = OrderedDict()
+
+    def __bool__(self) -> bool:
+        return bool(self._queues)
+
+    def put(self, caller: Hashable, packet: bytes, sender: Any) -> None:
+        """Waits, or is dropped when there is no more room."""
+        queue = self._queues.setdefault(caller, deque())
+        if len(queue) < self._per_caller and self._bytes + len(packet) <= self._total_bytes:
+            queue.append((packet, sender))
+            self._bytes += len(packet)
+        elif not queue:
+            del self._queues[caller]
+
+    def take(self) -> tuple[bytes, Any]:
+        """The next one, when there is one, with what was put with it."""
+        caller, queue = self._queues.popitem(last=False)
+        packet, sender = queue.popleft()
+        if queue:
+            self._queues[caller] = queue
+        self._bytes -= len(packet)
+        return packet, sender

@@ -29,7 +29,7 @@ import dns.rcode
 import structlog
 import trio
 
-from sandbox.network.admission import Admission, Places
+from sandbox.network.admission import Admission, Places, Turns
 from sandbox.network.answers import (
     HEADER_BYTES,
     QUERY_LIMIT,
@@ -55,8 +55,17 @@ PIPELINE_MAX = 8
 CONNECTIONS_PER_CALLER = 16
 CONNECTIONS_TOTAL = 256
 
-DROPS_PER_TURN = 64
-"""Packets beyond the rate that are thrown away before others get their turn."""
+TAKEN_PER_TURN = 256
+"""Packets, about a millisecond: then the agent's other work has its turn."""
+
+WAITING_PER_CALLER = 256
+WAITING_BYTES = 4 << 20
+
+BUFFER_BYTES = 1 << 20
+"""Of a socket: room for what a storm sends while the loop is busy for 20 ms."""
+
+SO_RCVBUFFORCE = 33
+"""asm-generic/socket.h; beyond net.core.rmem_max, for CAP_NET_ADMIN (socket(7))."""
 
 RETRY_S = 0.1
 TOLD_EVERY_S = 60.0
@@ -137,36 +146,40 @@ class Resolver:
     # Datagrams --------------------------------------------------------------------------
 
     async def _serve_datagrams(self, given: socket.socket, nursery: trio.Nursery) -> None:
-        while await _is_readable(given):
+        """Takes out of the socket all that is there, and answers one packet a turn of the loop."""
+        waiting = Turns(per_caller=WAITING_PER_CALLER, total_bytes=WAITING_BYTES)
+        _make_roomy(given)
+        while True:
+            if waiting:
+                await trio.lowlevel.checkpoint()
+            elif not await _is_readable(given):
+                break
             try:
-                received = self._next_admitted(given)
+                self._take_all(given, waiting)
             except OSError as error:
                 if error.errno in GONE:
                     break
                 await trio.sleep(RETRY_S)
-                continue
-            if received is None:
-                continue
-            wire, peer = received
-            begun = self._begin(wire, peer[0], None)
-            if isinstance(begun, bytes):
-                self._send(given, begun, peer)
-            elif begun is not None:
-                nursery.start_soon(self._forward_datagram, given, begun, peer)
+            if waiting:
+                wire, peer = waiting.take()
+                begun = self._begin(wire, peer[0], None)
+                if isinstance(begun, bytes):
+                    self._send(given, begun, peer)
+                elif begun is not None:
+                    nursery.start_soon(self._forward_datagram, given, begun, peer)
         self._seldom.tell("a socket for queries is gone", vpc=self.zone.vpc_id)
 
-    def _next_admitted(self, given: socket.socket) -> tuple[bytes, tuple[str, int]] | None:
-        """The next packet that is not too many; None if there is none now."""
-        for _ in range(DROPS_PER_TURN):
+    def _take_all(self, given: socket.socket, waiting: Turns) -> None:
+        """What is beyond a caller's rate is dropped here, at a hundredth of an answer's cost."""
+        for _ in range(TAKEN_PER_TURN):
             try:
                 wire, peer = given.recvfrom(QUERY_LIMIT + 1)
             except (BlockingIOError, InterruptedError):
-                if _is_shut_down(given):
+                if not waiting and _is_shut_down(given):
                     raise OSError(errno.EBADF, "shut down") from None
-                return None
+                return
             if self._admits(peer[0]):
-                return wire, peer
-        return None
+                waiting.put(peer[0], wire, peer)
 
     async def _forward_datagram(
         self, given: socket.socket, query: Message, peer: tuple[str, int]
@@ -287,6 +300,12 @@ class Seldom:
             return
         self._told_at[event] = now
         log.warning(event, **facts, untold=self._untold.pop(event, 0))
+
+
+def _make_roomy(given: socket.socket) -> None:
+    for option in (socket.SO_RCVBUF, SO_RCVBUFFORCE):
+        with suppress(OSError):  # not allowed, or closed: whoever reads it finds out
+            given.setsockopt(socket.SOL_SOCKET, option, BUFFER_BYTES)
 
 
 def _is_shut_down(given: socket.socket) -> bool:

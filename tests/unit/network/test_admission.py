@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from sandbox.network import admission
-from sandbox.network.admission import Admission, Places
+from sandbox.network.admission import Admission, Places, Turns
 
 
 def admitted(gate: Admission, caller: object, packets: int, now: float) -> int:
@@ -44,3 +44,27 @@ def test_places_are_bounded_for_each_and_for_all_and_come_back() -> None:
     assert [places.take("b"), places.take("b"), places.take("c")] == [True, False, False]
     places.leave("a")
     assert places.take("c")
+
+
+def test_one_who_sends_much_does_not_make_another_wait() -> None:
+    turns = Turns(per_caller=100, total_bytes=10_000)
+    for number in range(50):
+        turns.put("loud", b"%d" % number, "loud")
+    turns.put("quiet", b"?", "quiet")
+    assert [turns.take() for _ in range(3)] == [(b"0", "loud"), (b"?", "quiet"), (b"1", "loud")]
+
+
+def test_what_waits_is_bounded_for_each_and_in_bytes() -> None:
+    turns = Turns(per_caller=3, total_bytes=100)
+    for caller in ("a", "b"):
+        for _ in range(5):
+            turns.put(caller, b"x" * 10, caller)
+    turns.put("c", b"x" * 41, "c")  # 60 are there
+    turns.put("d", b"x" * 40, "d")
+    taken = []
+    while turns:
+        taken.append(turns.take()[1])
+    assert taken == ["a", "b", "d", "a", "b", "a", "b"]
+    turns.put("c", b"x" * 100, "c")
+    assert turns.take() == (b"x" * 100, "c")
+    assert not turns

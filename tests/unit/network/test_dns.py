@@ -503,6 +503,28 @@ async def test_sockets_that_are_closed_before_they_are_served_are_passed_over() 
             nursery.cancel_scope.cancel()
 
 
+async def test_one_packet_does_not_wait_behind_hundreds_of_another_caller() -> None:
+    query = dns.message.make_query(NAME, "A").to_wire()
+    async with served() as resolver, resolver.caller(ONE) as loud, resolver.caller(OTHER) as quiet:
+        resolver.serving.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(200):
+            await loud.send(query)
+        await quiet.send(query)
+        async with trio.open_nursery() as nursery:
+            successor = resolver_of(None, Admission())
+            nursery.start_soon(successor.serve, [resolver.datagrams], [])
+            with trio.fail_after(5):
+                await quiet.recv(65535)
+            nursery.cancel_scope.cancel()
+        answered_before = 0
+        with suppress(BlockingIOError):
+            while True:
+                os.read(loud.fileno(), 65535)
+                answered_before += 1
+        assert answered_before < 20
+
+
 async def test_a_storm_of_one_caller_leaves_the_loop_and_other_callers_their_turn() -> None:
     """Nobody waits for long while one sends as fast as it can."""
     query = dns.message.make_query(NAME, "A").to_wire()
