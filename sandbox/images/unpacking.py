@@ -216,7 +216,7 @@ class _Run:
             os.close(self._pidfd)
 
     def _kill_unless_ended(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
+        with reported("pidfd_send_signal", Path("unpack")), contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
 

@@ -104,13 +104,7 @@ class Keeper:
 
     def signal(self, number: int) -> bool:
         """Send a signal to the container's first process; False when it has ended."""
-        if self._init is None:
-            return False
-        try:
-            signal.pidfd_send_signal(self._init, number)
-        except ProcessLookupError:
-            return False
-        return True
+        return self._init is not None and _send(self._init, number)
 
     @property
     def init_pidfd(self) -> int | None:
@@ -251,9 +245,15 @@ async def _either_ends(*pidfds: int) -> None:
             nursery.start_soon(wait, pidfd)
 
 
-def _send(pidfd: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
+def _send(pidfd: int, number: int) -> bool:
+    """False when it has ended."""
+    try:
         signal.pidfd_send_signal(pidfd, number)
+    except ProcessLookupError:
+        return False
+    except OSError as error:
+        raise _kernel("pidfd_send_signal", number, error) from None
+    return True
 
 
 async def start(

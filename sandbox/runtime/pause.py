@@ -88,12 +88,12 @@ async def leave(node: Node, task: str, keeper: Keeper | None) -> None:
     """Kill it, with everything that is left in its namespace. `keeper` None: it is looked for."""
     cgroup = node.tree.find(names.pause_cgroup(task))
     if cgroup is not None:
-        cgroup.kill()
-        cgroup.close()
+        with contextlib.closing(cgroup):
+            cgroup.kill()
     keeper = keeper or await find(node, task)
     if keeper is not None:
-        await keeper.see_out()
-        keeper.close()
+        with contextlib.closing(keeper):
+            await keeper.see_out()
         await trio.to_thread.run_sync(shutil.rmtree, _status_dir(node, task), True)
 
 

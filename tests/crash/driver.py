@@ -42,7 +42,7 @@ PATIENCE_S = 30.0
 
 
 def say(**fact: Any) -> None:
-    os.write(1, json.dumps(fact).encode() + b"\n")
+    os.writev(1, [json.dumps(fact).encode(), b"\n"])  # not a call that is made to fail
 
 
 async def run(agent: Agent, request: dict[str, Any]) -> None:

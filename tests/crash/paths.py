@@ -123,7 +123,7 @@ async def enter_then_stop(agent: Agent, task: str) -> None:
 
 async def let_it_restart(agent: Agent, task: str) -> None:
     """ECS asks for a minute of running before it restarts: so the record is made to say so, by
-    either clock."""
+    either clock, and the file from which who takes over learns when it began."""
     await until_running(agent, task)
     await _until_written(agent, task, "run 1")
     supervisor = agent.supervisors.get(task)
@@ -133,6 +133,7 @@ async def let_it_restart(agent: Agent, task: str) -> None:
         earlier = identity.init_start_time - 3600 * os.sysconf("SC_CLK_TCK")
         identity = msgspec.structs.replace(identity, init_start_time=earlier)
         supervisor.record.note("app", started_at=time.time() - 3600, keeper=identity)
+        os.utime(first / "pid", (time.time() - 3600,) * 2)
         supervisor.record.save()
         supervisor.record.settle()
         if read_exit(first) is None:  # else what is told is the second start
