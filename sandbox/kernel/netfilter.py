@@ -41,6 +41,7 @@ LOCK_WAIT_S = 5
 TIMEOUT_S = 30.0
 
 PLAIN_WORD = re.compile(r"[\w.,:/+=!@%-]+", re.ASCII)
+COUNTERS = re.compile(r" \[\d+:\d+\]$", re.ASCII)
 COUNTED_RULE = re.compile(r"\[(\d+):(\d+)\] -A (\S+) ")
 
 
@@ -55,7 +56,13 @@ class Chain:
 @dataclass(frozen=True, slots=True)
 class Table:
     name: Literal["raw", "mangle", "nat", "filter"]
-    chains: tuple[Chain, ...]
+    chains: tuple[Chain, ...] = ()
+    first: tuple[tuple[str, Rule], ...] = ()
+    """Rules put before all others of chains that are not ours, in their order."""
+    without: tuple[tuple[str, Rule], ...] = ()
+    """Rules that are taken out of their chains: EINVAL if one is not there."""
+    gone: tuple[str, ...] = ()
+    """Chains that are no longer. One that still has rules must be among `chains`, empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,8 +95,18 @@ def _table(table: Table) -> Iterator[str]:
         yield f":{_quoted(chain.name)} {chain.policy or '-'} [0:0]"
     for chain in table.chains:
         for rule in chain.rules:
-            yield " ".join(["-A", *map(_quoted, (chain.name, *rule))])
+            yield _line("-A", chain.name, *rule)
+    for name, rule in table.without:
+        yield _line("-D", name, *rule)
+    for name, rule in reversed(table.first):
+        yield _line("-I", name, "1", *rule)
+    for name in table.gone:
+        yield _line("-X", name)
     yield "COMMIT"
+
+
+def _line(verb: str, chain: str, *words: str) -> str:
+    return " ".join([verb, *map(_quoted, (chain, *words))])
 
 
 def _quoted(word: str) -> str:
@@ -139,6 +156,20 @@ class Iptables:
                 counter = Counter(int(match[1]), int(match[2]))
                 found.setdefault(match[3], []).append(counter)
         return {chain: tuple(counters) for chain, counters in found.items()}
+
+    def saved(self, family: Family = "inet") -> dict[str, tuple[str, ...]]:
+        """Chains and rules by table, as the program prints them: ":INPUT DROP", "-A INPUT ...".
+
+        Only tables that somebody has made; none is made by asking.
+        """
+        found: dict[str, list[str]] = {}
+        table = ""
+        for line in self._run(family, "save", [], "").splitlines():
+            if line.startswith("*"):
+                table = line[1:]
+            elif line.startswith((":", "-A ")):
+                found.setdefault(table, []).append(COUNTERS.sub("", line))
+        return {table: tuple(lines) for table, lines in found.items()}
 
     def _run(self, family: Family, verb: str, options: list[str], text: str) -> str:
         prefix = "iptables" if family == "inet" else "ip6tables"

@@ -128,6 +128,33 @@ def test_a_member_carries_its_mark_to_the_packet(iptables: Iptables, inside: Ker
     assert not inside.call(arrives, "127.0.0.3")
 
 
+def test_asking_for_what_is_there_makes_no_table(iptables: Iptables, inside: KernelThread) -> None:
+    assert inside.call(iptables.saved) == {}
+    inside.call(iptables.load, DROP_ALL)
+    saved = inside.call(iptables.saved)
+    assert list(saved) == ["mangle"]
+    assert "-A OUTPUT -p udp -j DROP" in saved["mangle"]
+
+
+def test_rules_of_others_stay_around_those_that_come_and_go(
+    iptables: Iptables, inside: KernelThread
+) -> None:
+    inside.call(iptables.load, output(("-p", "tcp", "-j", "ACCEPT")))
+    jump = ("OUTPUT", ("-j", "OURS"))
+    chain = Chain("OURS", (("-p", "udp", "-j", "DROP"),))
+    come = RuleSet(tables=(Table("mangle", (chain,), first=(jump,)),), keep_other_chains=True)
+    go = RuleSet(
+        tables=(Table("mangle", (Chain("OURS"),), without=(jump,), gone=("OURS",)),),
+        keep_other_chains=True,
+    )
+    before = inside.call(iptables.saved)
+    inside.call(iptables.load, come)
+    assert not inside.call(arrives)
+    inside.call(iptables.load, go)
+    assert inside.call(arrives)
+    assert inside.call(iptables.saved) == before
+
+
 def test_the_lock_of_the_legacy_backend_is_a_file_of_our_own(
     inside: KernelThread, tmp_path: Path
 ) -> None:

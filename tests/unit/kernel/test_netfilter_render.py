@@ -55,3 +55,24 @@ def test_every_word_stays_one_word(words: list[str]) -> None:
 def test_a_word_that_could_end_the_line_is_refused(word: str) -> None:
     with pytest.raises(ValueError, match="not printable"):
         render(rule_set(("--comment", word)))
+
+
+def test_a_chain_of_others_gets_and_loses_single_rules_in_the_same_transaction() -> None:
+    to_new, to_old = ("-j", "NEW"), ("-j", "OLD")
+    table = Table(
+        "filter",
+        (Chain("NEW"), Chain("OLD")),
+        first=(("FORWARD", to_new), ("FORWARD", ("-j", "SECOND"))),
+        without=(("FORWARD", to_old),),
+        gone=("OLD",),
+    )
+    assert render(RuleSet(tables=(table,), keep_other_chains=True)).splitlines() == [
+        "*filter",
+        ":NEW - [0:0]",
+        ":OLD - [0:0]",
+        "-D FORWARD -j OLD",
+        "-I FORWARD 1 -j SECOND",
+        "-I FORWARD 1 -j NEW",
+        "-X OLD",
+        "COMMIT",
+    ]
