@@ -39,6 +39,8 @@ Interface = IPv4Interface | IPv6Interface
 Network = IPv4Network | IPv6Network
 
 LOOPBACK_INDEX = 1
+SEGMENT_MAX_BYTES = 1 << 16
+"""What the kernel hands a link at once (gso_max_size)."""
 
 # linux/if_link.h, linux/if_addr.h, linux/rtnetlink.h
 IFF_UP = 0x1
@@ -161,6 +163,24 @@ class Netlink:
         with _asking("RTM_NEWNEIGH", f"{address} on link {index}"):
             self._route.neigh(
                 "replace", ifindex=index, dst=str(address), lladdr=mac, state="permanent"
+            )
+
+    def limit_rate(self, index: int, rate_mbit: int) -> None:
+        """Let no more through what leaves by the link; again with another rate replaces it.
+
+        A token bucket (tc-tbf(8)) of 4 ms of the rate, and never less than two whole segments of
+        64 KiB, or they would be cut up one by one; what waits longer than 50 ms is dropped.
+        """
+        bytes_per_second = rate_mbit * 1_000_000 // 8
+        with _asking("RTM_NEWQDISC", f"tbf {rate_mbit} Mbit/s on link {index}"):
+            self._route.tc(
+                "replace",
+                "tbf",
+                index,
+                handle=0x10000,
+                rate=bytes_per_second,
+                burst=max(bytes_per_second // 250, 2 * SEGMENT_MAX_BYTES),
+                latency="50ms",
             )
 
     def close(self) -> None:

@@ -18,8 +18,10 @@ the event loop.
 from __future__ import annotations
 
 import errno
+import fcntl
 import socket
 import struct
+import threading
 from collections.abc import Container, Iterator, Sequence
 from ipaddress import (
     IPv4Address,
@@ -78,6 +80,7 @@ RT_TABLE_MAIN = 254
 
 # linux/if.h, linux/if_link.h, linux/veth.h
 IFF_UP = 0x1
+SIOCGIFINDEX = 0x8933
 IFLA_ADDRESS = 1
 IFLA_IFNAME = 3
 IFLA_MTU = 4
@@ -111,6 +114,8 @@ ROUTE = struct.Struct("=BBBBBBBBI")
 """Family, destination's and source's prefix length, TOS, table, protocol, scope, type, flags."""
 NEIGHBOUR = struct.Struct("=BxxxiHBB")
 """Family, index, state, flags, type."""
+IFREQ = struct.Struct("=16si20x")
+"""linux/if.h: struct ifreq with an index."""
 U32 = struct.Struct("=I")
 ERROR = struct.Struct("=i")
 
@@ -378,10 +383,11 @@ def _malformed(what: str) -> KernelError:
 class Rtnetlink:
     """A route socket of the network namespace that the calling thread is in now.
 
-    It stays of that namespace, and holds it. Any thread may use it, one at a time.
+    It stays of that namespace, and holds it. Any thread may use it; two at once take turns.
     """
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._next_sequence = 1
         self._socket = _open()
 
@@ -396,21 +402,40 @@ class Rtnetlink:
             return
         if len(messages) > BATCH_MAX:
             raise ValueError(f"{len(messages)} messages at once")
-        first = self._take_sequences(len(messages))
-        try:
-            self._socket.send(batch(messages, first))
-        except OSError as error:
-            raise KernelError("send", "NETLINK_ROUTE", error.errno or errno.EIO) from error
-        refused = self._refusals(first, len(messages))
+        with self._lock:
+            refused = self._exchange(messages)
         for place in sorted(refused):
             answer, message = refused[place], messages[place]
             if answer.errno not in allowing:
                 said = f" ({answer.text})" if answer.text else ""
                 raise KernelError(message.call, message.subject + said, answer.errno)
 
+    def index(self, name: str) -> int | None:
+        """Of a link in this namespace, without entering it and without the kernel's lock; None if
+        there is none (netdevice(7))."""
+        request = IFREQ.pack(_name(name), 0)
+        try:
+            answer = fcntl.ioctl(self._socket, SIOCGIFINDEX, request)
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                return None
+            raise KernelError("SIOCGIFINDEX", name, error.errno or errno.EIO) from error
+        except ValueError as error:  # the socket is closed
+            raise KernelError("SIOCGIFINDEX", name, errno.EBADF) from error
+        found: int = IFREQ.unpack(answer)[1]
+        return found
+
     def close(self) -> None:
-        """Idempotent."""
+        """Idempotent. Not while another thread sends."""
         self._socket.close()
+
+    def _exchange(self, messages: Sequence[Message]) -> dict[int, Answer]:
+        first = self._take_sequences(len(messages))
+        try:
+            self._socket.send(batch(messages, first))
+        except OSError as error:
+            raise KernelError("send", "NETLINK_ROUTE", error.errno or errno.EIO) from error
+        return self._refusals(first, len(messages))
 
     def _take_sequences(self, count: int) -> int:
         """Never one of an earlier request, an answer to which may still be in the socket."""

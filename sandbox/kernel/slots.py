@@ -46,6 +46,8 @@ SYSCTLS = (
     "net/ipv6/conf/all/accept_ra=0",
     "net/ipv6/conf/default/accept_ra=0",
     "net/ipv6/conf/all/forwarding=0",
+    # No address of the interface's own making either (1 is none: linux/if_link.h, addr_gen_mode).
+    "net/ipv6/conf/default/addr_gen_mode=1",
 )
 
 _REPORT = struct.Struct("=Ii56s")

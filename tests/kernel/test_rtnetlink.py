@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import errno
-import json
-import os
 import socket
-import subprocess
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
@@ -14,49 +11,13 @@ from typing import Any
 import pytest
 
 from sandbox.errors import KernelError
-from sandbox.kernel import netns, rtnetlink
-from sandbox.kernel.rtnetlink import LOOPBACK_INDEX, Message, Rtnetlink, VethEnd
+from sandbox.kernel import rtnetlink
+from sandbox.kernel.rtnetlink import LOOPBACK_INDEX, Message, VethEnd
 from sandbox.kernel.thread import KernelThread
+from tests.kernel.namespaces import Space
 
 ROUTER = VethEnd("sbtest0", "02:00:00:00:00:01")
 TASK = VethEnd("eth0", "0a:00:00:00:00:02")
-
-
-class Space:
-    """A namespace, a route socket of it, and a thread that may enter it."""
-
-    def __init__(self, thread: KernelThread) -> None:
-        self.thread = thread
-        self.fd = thread.call(netns.create)
-        self.route = thread.call(self._open)
-        self.call(netns.write_sysctl, "net/ipv6/conf/default/addr_gen_mode", "1")
-        self.route.send([rtnetlink.link_up(LOOPBACK_INDEX)])
-
-    def _open(self) -> Rtnetlink:
-        with netns.within(self.fd):
-            return Rtnetlink()
-
-    def call(self, fn: Any, *args: Any) -> Any:
-        def run() -> Any:
-            with netns.within(self.fd):
-                return fn(*args)
-
-        return self.thread.call(run)
-
-    def ip(self, *words: str) -> Any:
-        """What `ip -j` says inside."""
-        done = self.call(
-            lambda: subprocess.run(["ip", "-j", *words], capture_output=True, check=True)
-        )
-        return json.loads(done.stdout or "[]")
-
-    def index(self, name: str) -> int:
-        found: int = self.call(socket.if_nametoindex, name)
-        return found
-
-    def close(self) -> None:
-        self.route.close()
-        os.close(self.fd)
 
 
 @pytest.fixture
