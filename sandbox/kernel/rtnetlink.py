@@ -61,6 +61,7 @@ NETLINK_EXT_ACK = 11
 # linux/rtnetlink.h
 RTM_NEWLINK = 16
 RTM_DELLINK = 17
+RTM_GETLINK = 18
 RTM_NEWADDR = 20
 RTM_NEWROUTE = 24
 RTM_DELROUTE = 25
@@ -175,6 +176,16 @@ def veth(
 
 def link_up(index: int) -> Message:
     return Message("RTM_NEWLINK", f"link {index} up", RTM_NEWLINK, 0, _link(index, True))
+
+
+def notice(index: int) -> Message:
+    """Have the kernel see now that both ends of a pair are up. It does so in the background, and
+    until then the end that was up first drops what it should send, and IPv6 waits on both.
+
+    Since Linux 6.8 ("net: core: synchronize link-watch when carrier is queried"); before, it asks
+    for the link's state, which is harmless, and the moment remains.
+    """
+    return Message("RTM_GETLINK", f"link {index}", RTM_GETLINK, 0, _link(index, False))
 
 
 def delete_link(name: str) -> Message:
