@@ -228,7 +228,8 @@ def _mac(text: str) -> bytes:
 
 
 def address(index: int, interface: Interface) -> Message:
-    """Without the route to the prefix that the kernel adds otherwise, and usable at once."""
+    """Without the route to the prefix that the kernel adds otherwise, and usable at once: of IPv6
+    without duplicate address detection, as soon as a worker of the kernel has seen it."""
     ip = interface.ip
     flags = IFA_F_NOPREFIXROUTE | (IFA_F_NODAD if ip.version == 6 else 0)
     body = (

@@ -16,13 +16,14 @@ from scripts.benchmarks.disk import own_disk
 from scripts.benchmarks.figures import Section, summary
 from scripts.benchmarks.launch import launch, rate
 from scripts.benchmarks.memory import memory
+from scripts.benchmarks.network import network
 from scripts.benchmarks.pull import pull
 from scripts.benchmarks.sets import sets
 from scripts.benchmarks.storage import storage
 from scripts.benchmarks.unpack import unpack
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("launch", "memory", "pull", "unpack", "rate", "storage", "sets")
+PARTS = ("launch", "memory", "pull", "unpack", "rate", "storage", "sets", "net")
 
 
 def main() -> int:
@@ -67,6 +68,10 @@ def measure(chosen: tuple[str, ...], quick: bool) -> list[Section]:
         if "sets" in chosen:
             say("sets")
             sections["sets"] = sets(disk / "sets", quick)
+        if "net" in chosen:
+            say("net")
+            joins, count = (10, 50) if quick else (200, 1000)
+            sections["net"] = trio.run(network, disk / "network", joins, count)
     return [sections[part] for part in PARTS if part in sections]
 
 

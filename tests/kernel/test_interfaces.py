@@ -374,7 +374,8 @@ async def test_overlapping_vpcs_do_not_reach_each_other(vpcs: Vpcs) -> None:
 async def test_ipv6_works_in_a_dual_stack_subnet(vpcs: Vpcs) -> None:
     a, b = await vpcs.task(1, DUAL, ipv6=True), await vpcs.task(2, DUAL, ipv6=True)
     assert b.interface.ipv6_address
-    assert pings(a.space, b.interface.ipv6_address)
+    # The kernel gives a new IPv6 address its route in the background.
+    await until(lambda: pings(a.space, b.interface.ipv6_address or ""))
     with listening(b.space, b.interface.ipv6_address):
         assert connects(a.space, b.interface.ipv6_address)
     assert not pings(a.space, "2600:1f18:1:2300::99")
