@@ -23,7 +23,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import trio
 
@@ -63,12 +63,6 @@ class Ready:
         return names.mac_address(self.network_interface_id)
 
 
-@dataclass
-class _Pool:
-    ready: deque[Ready] = field(default_factory=deque)
-    is_kept_warm: bool = False
-
-
 class WarmInterfaces:
     """`size` interfaces ready for each VPC. `release` takes back the id range of an unused slot."""
 
@@ -92,27 +86,28 @@ class WarmInterfaces:
         self._size = size
         self._random = random
         self._report = report
-        self._pools: dict[str, _Pool] = {}
+        self._pools: dict[str, deque[Ready]] = {}
         self._changed = trio.Event()
         self._making = trio.Lock()
         self._leaving: dict[str, tuple[Router, float]] = {}
 
     def ready(self, vpc_id: str) -> int:
-        return len(self._pools[vpc_id].ready) if vpc_id in self._pools else 0
+        return len(self._pools[vpc_id]) if vpc_id in self._pools else 0
 
     def keep_warm(self, vpc_id: str) -> None:
         """From now on, also if nobody asks for an interface; the VPC must be open."""
-        self._pool(vpc_id).is_kept_warm = True
+        self._fabric.router(vpc_id)
+        self._pool(vpc_id)
         self._changed.set()
 
     async def take(self, vpc_id: str) -> Ready:
         """An interface of the VPC; immediate when one is ready. Its id range stays claimed."""
         await trio.lowlevel.checkpoint()  # before the pop: a cancelled caller would lose it
+        self._fabric.router(vpc_id)  # one that is not open gets no pool
         pool = self._pool(vpc_id)
-        pool.is_kept_warm = True
         self._changed.set()
-        if pool.ready:
-            return pool.ready.popleft()
+        if pool:
+            return pool.popleft()
         return await self._make(vpc_id)
 
     async def join(self, ready: Ready, interface: NetworkInterface, subnet: Subnet) -> None:
@@ -146,12 +141,12 @@ class WarmInterfaces:
 
     async def forget(self, vpc_id: str) -> None:
         """Keep none ready any more, and look after none that leaves. Before the VPC is deleted."""
-        pool = self._pools.pop(vpc_id, _Pool())
+        pool = self._pools.pop(vpc_id, deque())
         for name, (router, _) in list(self._leaving.items()):
             if router.vpc.vpc_id == vpc_id:
                 del self._leaving[name]
-        while pool.ready:
-            self.discard(pool.ready.popleft())
+        while pool:
+            self.discard(pool.popleft())
         async with self._making:
             pass  # one that was being made found its pool gone, and is discarded
 
@@ -194,30 +189,40 @@ class WarmInterfaces:
     def close(self) -> None:
         """Give back what is ready."""
         for pool in self._pools.values():
-            while pool.ready:
-                self.discard(pool.ready.popleft())
+            while pool:
+                self.discard(pool.popleft())
 
     # -----------------------------------------------------------------------------------------
 
-    def _pool(self, vpc_id: str) -> _Pool:
+    def _pool(self, vpc_id: str) -> deque[Ready]:
         """Those of the longest ago are given up beyond _POOLS_MAX: what is ready costs memory."""
-        pool = self._pools.pop(vpc_id, None) or _Pool()
+        pool = self._pools.pop(vpc_id, deque())
         self._pools[vpc_id] = pool
         if len(self._pools) > _POOLS_MAX:
             oldest = self._pools.pop(next(iter(self._pools)))
-            while oldest.ready:
-                self.discard(oldest.ready.popleft())
+            while oldest:
+                self.discard(oldest.popleft())
         return pool
 
     async def _refill(self) -> None:
+        """Of every VPC, whatever becomes of another's; the last failure is raised."""
+        failure: SandboxError | None = None
         for vpc_id, pool in list(self._pools.items()):
-            while pool.is_kept_warm and len(pool.ready) < self._size:
-                async with self._making:
-                    made = await self._make(vpc_id)
-                    if self._pools.get(vpc_id) is not pool:
-                        self.discard(made)
-                        break
-                    pool.ready.append(made)
+            try:
+                await self._fill(vpc_id, pool)
+            except SandboxError as error:
+                failure = error
+        if failure is not None:
+            raise failure
+
+    async def _fill(self, vpc_id: str, pool: deque[Ready]) -> None:
+        while self._pools.get(vpc_id) is pool and len(pool) < self._size:
+            async with self._making:
+                made = await self._make(vpc_id)
+                if self._pools.get(vpc_id) is not pool:
+                    self.discard(made)
+                    return
+                pool.append(made)
 
     async def _make(self, vpc_id: str) -> Ready:
         router = self._fabric.router(vpc_id)

@@ -52,6 +52,7 @@ class Ids:
 
     def release(self, first: int) -> None:
         self.claimed.remove(first)
+        self.free.append(first)
 
 
 def subnet(of: Vpc) -> Subnet:
@@ -447,8 +448,18 @@ async def test_an_interface_of_another_subnet_does_not_join(vpcs: Vpcs) -> None:
 
 
 async def test_a_vpc_that_is_not_open_has_no_interfaces(vpcs: Vpcs) -> None:
+    for _ in range(2):
+        with pytest.raises(NetworkError, match="no router"):
+            await vpcs.warm.take("vpc-404")
     with pytest.raises(NetworkError, match="no router"):
-        await vpcs.warm.take("vpc-404")
+        vpcs.warm.keep_warm("vpc-404")
+
+
+async def test_a_vpc_whose_pool_cannot_be_filled_holds_up_no_other(vpcs: Vpcs) -> None:
+    vpcs.warm.keep_warm(vpc(1).vpc_id)
+    await vpcs.fabric.delete(vpc(1))  # without `forget`: its interfaces cannot be made any more
+    vpcs.warm.keep_warm(vpc(2).vpc_id)
+    await until(lambda: vpcs.warm.ready(vpc(2).vpc_id) == 2)
 
 
 async def test_a_task_of_an_earlier_agent_joins_again_in_its_namespace(vpcs: Vpcs) -> None:
