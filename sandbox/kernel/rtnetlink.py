@@ -35,6 +35,21 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from sandbox.errors import KernelError
+from sandbox.kernel.nfnetlink import (
+    ATTRIBUTE,
+    BATCH_MAX,
+    ERROR,
+    HEADER,
+    NETLINK_CAP_ACK,
+    NLA_TYPE_MASK,
+    NLM_F_ACK,
+    NLM_F_REQUEST,
+    NLMSG_ERROR,
+    SEQUENCE_LIMIT,
+    SOL_NETLINK,
+    attribute,
+    nested,
+)
 
 Address = IPv4Address | IPv6Address
 Interface = IPv4Interface | IPv6Interface
@@ -43,19 +58,12 @@ Network = IPv4Network | IPv6Network
 LOOPBACK_INDEX = 1
 
 # linux/netlink.h
-NLM_F_REQUEST = 0x1
-NLM_F_ACK = 0x4
 NLM_F_REPLACE = 0x100
 NLM_F_EXCL = 0x200
 NLM_F_CREATE = 0x400
 NLM_F_CAPPED = 0x100
 NLM_F_ACK_TLVS = 0x200
-NLMSG_ERROR = 2
 NLMSGERR_ATTR_MSG = 1
-NLA_F_NESTED = 0x8000
-NLA_TYPE_MASK = 0x3FFF
-SOL_NETLINK = 270
-NETLINK_CAP_ACK = 10
 NETLINK_EXT_ACK = 11
 
 # linux/rtnetlink.h
@@ -103,10 +111,6 @@ NDA_DST = 1
 NDA_LLADDR = 2
 NUD_PERMANENT = 0x80
 
-HEADER = struct.Struct("=IHHII")
-"""Length, type, flags, sequence, port."""
-ATTRIBUTE = struct.Struct("=HH")
-"""Length with this header, type."""
 LINK = struct.Struct("=BxHiII")
 """Family, device type, index, flags, mask of the flags that are meant."""
 ADDRESS = struct.Struct("=BBBBI")
@@ -118,10 +122,6 @@ NEIGHBOUR = struct.Struct("=BxxxiHBB")
 IFREQ = struct.Struct("=16si20x")
 """linux/if.h: struct ifreq with an index."""
 U32 = struct.Struct("=I")
-ERROR = struct.Struct("=i")
-
-PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
-"""By what is beyond a multiple of four."""
 
 PUT = NLM_F_CREATE | NLM_F_REPLACE
 NEW = NLM_F_CREATE | NLM_F_EXCL
@@ -129,12 +129,7 @@ NEW = NLM_F_CREATE | NLM_F_EXCL
 NAME_MAX_BYTES = 15
 """IFNAMSIZ less its NUL."""
 
-BATCH_MAX = 128
-"""Messages of one `send`. Were all of them refused, their answers would fit into a receive buffer
-of the default size."""
-
 DATAGRAM_MAX_BYTES = 1 << 15
-SEQUENCE_LIMIT = 1 << 32
 
 
 class Message(NamedTuple):
@@ -311,15 +306,6 @@ def _family(ip: Address) -> int:
 
 
 # Framing ---------------------------------------------------------------------------------------
-
-
-def attribute(kind: int, payload: bytes) -> bytes:
-    size = len(payload)
-    return ATTRIBUTE.pack(4 + size, kind) + payload + PADDING[size & 3]
-
-
-def nested(kind: int, *attributes: bytes) -> bytes:
-    return attribute(kind | NLA_F_NESTED, b"".join(attributes))
 
 
 def batch(messages: Sequence[Message], first_sequence: int) -> bytes:

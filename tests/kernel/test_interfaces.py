@@ -169,20 +169,23 @@ async def running(host: Host, run_dir: Path, size: int = 2) -> AsyncIterator[Vpc
     fabric = Fabric(run_dir, INSTANCE, POOL, host.thread)
     fabric.host_rules.lock_file = str(run_dir / "lock")
     slots = SlotPool(size, ids.claim, ids.release)
-    async with KernelThread("interfaces") as thread, trio.open_nursery() as nursery:
-        warm = WarmInterfaces(fabric, slots, ids.release, thread, size, report=messages.append)
-        made = Vpcs(host, fabric, warm, slots, ids)
-        made.messages = messages
-        for each in (vpc(1), vpc(2), DUAL):
-            await fabric.open(each, nothing)
-        await nursery.start(slots.serve)
-        await nursery.start(warm.serve)
-        yield made
-        made.drop_all()
-        nursery.cancel_scope.cancel()
-    assert ids.claimed == set()
-    await fabric.remove_all()
-    await fabric.aclose()
+    try:
+        async with KernelThread("interfaces") as thread, trio.open_nursery() as nursery:
+            warm = WarmInterfaces(fabric, slots, ids.release, thread, size, report=messages.append)
+            made = Vpcs(host, fabric, warm, slots, ids)
+            made.messages = messages
+            for each in (vpc(1), vpc(2), DUAL):
+                await fabric.open(each, nothing)
+            await nursery.start(slots.serve)
+            await nursery.start(warm.serve)
+            yield made
+            made.drop_all()
+            nursery.cancel_scope.cancel()
+        assert ids.claimed == set()
+    finally:
+        with trio.CancelScope(shield=True):
+            await fabric.remove_all()
+            await fabric.aclose()
 
 
 @pytest.fixture

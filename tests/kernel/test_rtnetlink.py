@@ -12,6 +12,7 @@ import pytest
 
 from sandbox.errors import KernelError
 from sandbox.kernel import rtnetlink
+from sandbox.kernel.nfnetlink import BATCH_MAX
 from sandbox.kernel.rtnetlink import LOOPBACK_INDEX, Message, VethEnd
 from sandbox.kernel.thread import KernelThread
 from tests.kernel.namespaces import Space
@@ -160,7 +161,7 @@ def test_a_failure_names_the_message_and_what_came_after_it_was_done(
 
 def test_all_messages_of_a_full_batch_may_be_refused(spaces: tuple[Space, Space]) -> None:
     router, _ = spaces
-    missing = [rtnetlink.link_up(9999)] * rtnetlink.BATCH_MAX
+    missing = [rtnetlink.link_up(9999)] * BATCH_MAX
     for _ in range(3):
         with pytest.raises(KernelError, match="link 9999 up") as caught:
             router.route.send(missing)

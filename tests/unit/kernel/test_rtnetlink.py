@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
 from sandbox.errors import KernelError
-from sandbox.kernel import rtnetlink
+from sandbox.kernel import nfnetlink, rtnetlink
 from sandbox.kernel.rtnetlink import Message, VethEnd
 
 
@@ -105,14 +105,14 @@ def test_only_the_last_message_of_a_batch_is_acknowledged() -> None:
     messages = [rtnetlink.link_up(1), rtnetlink.link_up(2), rtnetlink.link_up(3)]
     read_back = list(MarshalRtnl().parse(rtnetlink.batch(messages, 41)))
     assert [m["header"]["sequence_number"] for m in read_back] == [41, 42, 43]
-    assert [m["header"]["flags"] & rtnetlink.NLM_F_ACK for m in read_back] == [0, 0, 4]
+    assert [m["header"]["flags"] & nfnetlink.NLM_F_ACK for m in read_back] == [0, 0, 4]
 
 
 def refused(sequence: int, code: int, text: bytes) -> bytes:
-    body = struct.pack("=i", -code) + rtnetlink.HEADER.pack(20, 24, 5, sequence, 0)
-    body += rtnetlink.attribute(rtnetlink.NLMSGERR_ATTR_MSG, text)
+    body = struct.pack("=i", -code) + nfnetlink.HEADER.pack(20, 24, 5, sequence, 0)
+    body += nfnetlink.attribute(rtnetlink.NLMSGERR_ATTR_MSG, text)
     flags = rtnetlink.NLM_F_CAPPED | rtnetlink.NLM_F_ACK_TLVS
-    return rtnetlink.HEADER.pack(16 + len(body), rtnetlink.NLMSG_ERROR, flags, sequence, 0) + body
+    return nfnetlink.HEADER.pack(16 + len(body), nfnetlink.NLMSG_ERROR, flags, sequence, 0) + body
 
 
 def test_a_refusal_has_the_kernels_own_words() -> None:
