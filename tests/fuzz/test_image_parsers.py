@@ -207,6 +207,7 @@ LOGINS: dict[str, Any] = {
 
 
 @given(hostile([], [LOGINS]))
+@example('{"auths":{"docker.io":{"auth":"\u0663"}}}'.encode())
 def test_dockers_configuration_gives_credentials_or_says_what_is_wrong(data: bytes) -> None:
     with file_of(data) as path:
         try:
