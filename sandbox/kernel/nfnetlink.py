@@ -209,7 +209,7 @@ class Nfnetlink:
         with self._lock:
             first = self._take_sequences(len(messages))
             try:
-                self._transmit(batch(messages, first))
+                transmit(self._socket, batch(messages, first))
                 return self._refusals(first, len(messages))
             except KernelError:
                 self._drain()
@@ -223,7 +223,7 @@ class Nfnetlink:
             kind, body, flags = message
             flags |= NLM_F_REQUEST | NLM_F_DUMP
             try:
-                self._transmit(HEADER.pack(16 + len(body), kind, flags, sequence, 0) + body)
+                transmit(self._socket, HEADER.pack(16 + len(body), kind, flags, sequence, 0) + body)
                 return self._parts(sequence)
             except KernelError:
                 self._drain()
@@ -239,12 +239,6 @@ class Nfnetlink:
         first = self._next_sequence
         self._next_sequence += count
         return first
-
-    def _transmit(self, datagram: bytes) -> None:
-        try:
-            self._socket.send(datagram)
-        except OSError as error:
-            raise KernelError("send", "NETLINK_NETFILTER", error.errno or errno.EIO) from error
 
     def _refusals(self, first: int, count: int) -> dict[int, Refusal]:
         last = first + count - 1
@@ -316,6 +310,14 @@ def open_socket() -> socket.socket:
         opened.close()
         raise KernelError("bind", "NETLINK_NETFILTER", error.errno or errno.EIO) from error
     return opened
+
+
+def transmit(opened: socket.socket, datagram: bytes) -> None:
+    """To the kernel, which has carried it out when this returns."""
+    try:
+        opened.send(datagram)
+    except OSError as error:
+        raise KernelError("send", "NETLINK_NETFILTER", error.errno or errno.EIO) from error
 
 
 def receive(opened: socket.socket, buffer: bytearray) -> bytes:

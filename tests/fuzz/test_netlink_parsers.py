@@ -8,11 +8,12 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sandbox.errors import KernelError
-from sandbox.kernel import ipset, nfnetlink
+from sandbox.kernel import ipset, nfnetlink, packetlog
 from sandbox.kernel.conntrack import events_in
 from sandbox.kernel.flows import (
     NEW,
@@ -131,3 +132,73 @@ def test_a_change_is_a_message_or_a_value_error(
         return
     assert len(message.body) % 4 == 0
     assert name.encode() in message.body
+
+
+# Logged packets --------------------------------------------------------------------------------
+
+
+def logged(protocol: int, payload: bytes) -> bytes:
+    """A packet as the kernel hands it over."""
+    parts = [
+        attribute(1, struct.pack(">HBB", protocol, 2, 0)),
+        attribute(3, struct.pack(">QQ", 1, 2)),
+        attribute(10, b"prefix\0"),
+        attribute(12, struct.pack(">I", 5)),
+        attribute(9, payload),
+    ]
+    return batch([Message(packetlog.PACKET, struct.pack(">BBH", 2, 0, 7) + b"".join(parts))], 1)
+
+
+PORTS = struct.pack(">HH", 5000, 53)
+IPV4 = bytes.fromhex("4500001c0000400040110000") + bytes([10, 0, 0, 1, 10, 0, 0, 2])
+IPV4_FRAGMENT = IPV4[:6] + b"\x00\x05" + IPV4[8:]
+IPV4_OPTIONS = b"\x46" + IPV4[1:] + b"\x94\x04\0\0"
+IPV6_HOPS = bytes.fromhex("60000000001000ff") + bytes(15) + b"\1" + bytes(15) + b"\2"
+LOGGED = [
+    logged(0x0800, IPV4 + PORTS),
+    logged(0x0800, IPV4_FRAGMENT + PORTS),
+    logged(0x0800, IPV4_OPTIONS + PORTS),
+    logged(0x86DD, IPV6_HOPS[:6] + b"\x11\x40" + IPV6_HOPS[8:] + PORTS),
+    logged(0x86DD, IPV6_HOPS[:6] + b"\0\x40" + IPV6_HOPS[8:] + b"\x11" + bytes(7) + PORTS),
+    logged(
+        0x86DD, IPV6_HOPS[:6] + b"\x2c\x40" + IPV6_HOPS[8:] + b"\x11\0\0\x09" + bytes(4) + PORTS
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("datagram", "expected"),
+    [
+        (LOGGED[0], ("10.0.0.1", "10.0.0.2", 17, 5000, 53, 28)),
+        (LOGGED[1], ("10.0.0.1", "10.0.0.2", 17, 0, 0, 28)),
+        (LOGGED[2], ("10.0.0.1", "10.0.0.2", 17, 5000, 53, 28)),
+        (LOGGED[3], ("::1", "::2", 17, 5000, 53, 56)),
+        (LOGGED[4], ("::1", "::2", 17, 5000, 53, 56)),
+        (LOGGED[5], ("::1", "::2", 17, 0, 0, 56)),
+    ],
+)
+def test_the_headers_of_a_logged_packet_are_read(
+    datagram: bytes, expected: tuple[str, str, int, int, int, int]
+) -> None:
+    [(sequence, packet)] = packetlog.packets_in(datagram)
+    assert sequence == 5
+    assert packet == packetlog.LoggedPacket("prefix", *expected, 1_000_002_000)
+
+
+@given(hostile(LOGGED))
+@example(logged(0x0800, IPV4[:19]))
+@example(logged(0x86DD, IPV6_HOPS[:39]))
+@example(logged(0x0806, bytes(28)))
+@example(logged(0x0800, b"\x4f" + IPV4[1:]))
+def test_a_logged_packet_is_read_or_lost_or_malformed(datagram: bytes) -> None:
+    with nothing_but_malformed():
+        for sequence, packet in packetlog.packets_in(datagram):
+            assert sequence is None or 0 <= sequence < 1 << 32
+            if isinstance(packet, packetlog.LoggedPacket):
+                assert 0 <= packet.source_port <= 65535
+                assert 0 <= packet.bytes <= 40 + 65535
+                socket.inet_pton(
+                    socket.AF_INET6 if ":" in packet.source else socket.AF_INET, packet.source
+                )
+            else:
+                assert packet == packetlog.LostPackets(1)
