@@ -40,6 +40,7 @@ from sandbox.kernel.flows import (
     is_of,
     packed,
     read_flow,
+    set_mark_message,
 )
 from sandbox.kernel.nfnetlink import (
     BATCH_MAX,
@@ -93,6 +94,19 @@ class Conntrack:
                     raise KernelError("IPCTNL_MSG_CT_DELETE", _named(several[place]), refusal.errno)
             deleted += len(several) - len(refused)
         return deleted
+
+    def set_marks(self, marks: Iterable[tuple[Flow, int]]) -> int:
+        """How many of them there were. One that began since with the same tuple is not told
+        apart."""
+        remaining = iter(marks)
+        marked = 0
+        while several := list(islice(remaining, BATCH_MAX)):
+            refused = self._netfilter.send([set_mark_message(*each) for each in several])
+            for place, refusal in refused.items():
+                if refusal.errno != errno.ENOENT:
+                    raise KernelError("IPCTNL_MSG_CT_NEW", _named(several[place][0]), refusal.errno)
+            marked += len(several) - len(refused)
+        return marked
 
     def flush_mark(self, mark: int, mask: int) -> None:
         """Delete the connections whose mark is `mark` in the bits of `mask`, of which there is one

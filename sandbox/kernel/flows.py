@@ -211,6 +211,14 @@ def delete_message(flow: Flow) -> Message:
     return Message(DELETE, body)
 
 
+def set_mark_message(flow: Flow, mark: int) -> Message:
+    """Of the connection with this original tuple, whatever its id: the kernel does not compare."""
+    body = NFGEN.pack(family_of(flow.original.source), 0, 0) + nested(
+        CTA_TUPLE_ORIG, _ip_attribute(flow.original), _protocol_attribute(flow.original)
+    )
+    return Message(NEW, body + attribute(CTA_MARK, mark.to_bytes(4, "big")))
+
+
 def flush_mark_message(mark: int, mask: int) -> Message:
     if mask == 0:
         raise ValueError("a mask of 0 is every connection's")

@@ -356,6 +356,23 @@ def test_a_mask_of_nothing_flushes_nothing(conntrack: Conntrack) -> None:
         conntrack.flush_mark(0, 0)
 
 
+@pytest.mark.usefixtures("three_marks")
+def test_a_connection_gets_another_mark_and_is_otherwise_what_it_was(conntrack: Conntrack) -> None:
+    [before] = conntrack.flows(0x10000, GROUP_BITS)
+    assert conntrack.set_marks([(before, 0xFFFF0007)]) == 1
+    [after] = conntrack.flows(0xFFFF0000, GROUP_BITS)
+    assert (after.id, after.original, after.mark) == (before.id, before.original, 0xFFFF0007)
+    assert marks(conntrack.flows()) == [0, 0x20005, 0xFFFF0007]
+
+
+@pytest.mark.usefixtures("three_marks")
+def test_a_connection_that_is_gone_is_not_made_by_marking_it(conntrack: Conntrack) -> None:
+    gone = list(conntrack.flows(0x10000, GROUP_BITS))
+    conntrack.delete(gone)
+    assert conntrack.set_marks([(gone[0], 1), *((flow, 2) for flow in conntrack.flows())]) == 2
+    assert marks(conntrack.flows()) == [2, 2]
+
+
 # Deleting by tuple -----------------------------------------------------------------------------
 
 
