@@ -26,6 +26,7 @@ taken off again where they did not pass.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from math import ceil
 from typing import Literal, NamedTuple, Self
@@ -249,17 +250,25 @@ class Aggregator:
     hands over what events and packets there are (`ended`, `refused`, `lost`), then reads the table,
     and then, before any other event, writes down what `close` gives."""
 
-    def __init__(self, account_id: str, network: Network, now: float) -> None:
+    def __init__(
+        self, account_id: str, network: Network, now: float, table: Iterable[Flow] = ()
+    ) -> None:
+        """`table`: the connections that there are already, after events have been asked for."""
         self._account_id = account_id
         self._owners = _Owners(network)
-        self._since_ns = now * SECOND_NS
         self._began = now
         self._interval = 0
+        self._knows_all = False
+        """Whether the last reading of the table is remembered whole: then what was not in it has
+        begun since."""
         self._seen: dict[tuple[int, int], _Seen] = {}
         self._pending: dict[tuple[_Key, Action], _Sum] = {}
         self._stopped: dict[_Key, Counters] = {}
         """Counted in a connection, but refused before it got to that interface."""
         self._skipped: set[str] = set()
+        for flow in table:
+            deque(self._passed(flow), maxlen=0)
+        self._knows_all = len(self._seen) < FLOWS_MAX
 
     def change(self, network: Network) -> None:
         """Before addresses of interfaces that are gone are given to others."""
@@ -269,7 +278,7 @@ class Aggregator:
         """Events or packets, and nobody knows whose."""
         self._skipped |= self._owners.interfaces
 
-    def ended(self, flow: Flow) -> None:
+    def ended(self, flow: Flow, now: float) -> None:
         """A connection was taken out of the table."""
         views = self._owners.views(flow)
         seen = self._seen.pop(_key(flow), None)
@@ -277,8 +286,7 @@ class Aggregator:
             return
         if seen is None:
             seen = self._first(flow, views)
-        stopped = flow.stopped_at_ns
-        end = stopped / SECOND_NS if stopped is not None else self._began
+        end = now if flow.stopped_at_ns is None else flow.stopped_at_ns / SECOND_NS
         for key, delta in _deltas(flow, views, seen):
             self._add(key, "ACCEPT", delta, self._start(flow), end)
 
@@ -320,6 +328,7 @@ class Aggregator:
                 heard.add(key.interface)
                 yield self._record(key, action, total)
         self._find_lost()
+        self._knows_all = len(self._seen) < FLOWS_MAX
         for name in sorted(self._skipped):
             yield self._empty(name, now, "SKIPDATA")
         for name in sorted(self._owners.interfaces - heard - self._skipped):
@@ -362,11 +371,10 @@ class Aggregator:
         yield from _deltas(flow, views, seen)
 
     def _first(self, flow: Flow, views: list[_View]) -> _Seen:
-        """What to take off: of a connection from before we began nobody knows what passed since."""
+        """What to take off. If it may be older than what we remember, nobody knows what passed
+        since: all that it has."""
         interfaces = tuple(view.there.interface for view in views)
-        started = flow.started_at_ns
-        is_ours = self._interval > 0 if started is None else started >= self._since_ns
-        if is_ours and flow.original_counters is not None:
+        if self._knows_all and flow.original_counters is not None:
             return _Seen(NOTHING, NOTHING, self._interval, interfaces)
         self._skipped.update(interfaces)
         there, back = flow.original_counters or NOTHING, flow.reply_counters or NOTHING

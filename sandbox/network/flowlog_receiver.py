@@ -4,9 +4,10 @@ Everything that comes is taken in batches with a pause between them, so that a t
 connections or is refused all the time costs the agent a bounded share of a processor. What waits
 meanwhile waits in the kernel; what finds no room there is lost, and the records say so (SKIPDATA).
 
-The namespace needs nf_conntrack_acct=1 and nf_conntrack_timestamp=1, before the first connection.
-An agent that dies loses the interval; connections go on, and their next record is of what passes
-after the next agent's first interval.
+The namespace needs nf_conntrack_acct=1 before the first connection, or there is nothing to record;
+with nf_conntrack_timestamp=1 (where the kernel has it) records begin when their connections do, and
+not with the interval. An agent that dies loses the interval and what passes until the next one
+begins; the first interval of that one says so.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class FlowLog:
     def opened(
         cls,
         inside: KernelThread,
-        aggregator: Aggregator,
+        account_id: str,
+        network: Network,
         writer: FlowLogWriter,
         *,
         log_group: int | None,
@@ -69,6 +71,7 @@ class FlowLog:
             if log_group is not None:
                 packets = stack.enter_context(inside.call(PacketLog, log_group))
             stack.callback(writer.close)
+            aggregator = Aggregator(account_id, network, time.time(), conntrack.flows())
             yield cls(aggregator, writer, conntrack, events, packets)
 
     async def run(self, interval_s: float) -> None:
@@ -123,9 +126,10 @@ class FlowLog:
 
     def _take_events(self) -> int:
         events = self._events.read()
+        now = time.time()
         for event in events:
             if isinstance(event, FlowEvent):
-                self._aggregator.ended(event.flow)
+                self._aggregator.ended(event.flow, now)
             else:
                 self._aggregator.lost()
         return len(events)

@@ -144,8 +144,8 @@ class _Side(NamedTuple):
     """Where a flow meets the groups of an interface."""
 
     address: str
-    packet: Packet
-    """The flow's first, as it is at that interface."""
+    """Of the interface: private, for what the first packet is from and what answers are from is
+    not translated yet."""
     is_egress: bool
     marked: int
     """The index of the group that admitted it there; 0: none was asked."""
@@ -177,13 +177,13 @@ class Judge:
             return None
         mark = 0
         for side in _sides(flow):
-            index = self._index(side)
+            index = self._index(flow, side)
             if index is None:
                 return None
             mark |= index << EGRESS_SHIFT if side.is_egress else index
         return mark
 
-    def _index(self, side: _Side) -> int | None:
+    def _index(self, flow: Flow, side: _Side) -> int | None:
         """Of the group that admits it now, or still counts as the one that did."""
         old, new = self._old_owners.get(side.address), self._owners.get(side.address)
         if old is not None and (
@@ -194,18 +194,21 @@ class Judge:
             return 0
         if new is None:
             return None
-        admitting = self._new.admitting(new, side.packet, is_egress=side.is_egress)
+        packet = _packet_at(flow, side)
+        admitting = self._new.admitting(new, packet, is_egress=side.is_egress)
         if admitting is not None:
             return admitting[0].index
-        if self._revocation == "immediate" or self._was_untracked(old or new, side):
+        if self._revocation == "immediate" or self._was_untracked(
+            old or new, packet, side.is_egress
+        ):
             return None
         return side.marked
 
-    def _was_untracked(self, interface: NetworkInterface, side: _Side) -> bool:
+    def _was_untracked(self, interface: NetworkInterface, packet: Packet, is_egress: bool) -> bool:
         """Only what the old rules still admitted: the others go on because they were tracked."""
         return self._old.admitting(
-            interface, side.packet, is_egress=side.is_egress
-        ) is not None and not self._old.is_tracked(interface, side.packet, side.is_egress)
+            interface, packet, is_egress=is_egress
+        ) is not None and not self._old.is_tracked(interface, packet, is_egress)
 
     def _has_way(self, paths: Paths, flow: Flow) -> bool:
         """Do routes and gateways still carry it, with the addresses that it has?"""
@@ -246,19 +249,19 @@ def _owners(network: Network) -> dict[str, NetworkInterface]:
     }
 
 
-def _sides(flow: Flow) -> Iterator[_Side]:
-    """The sender's, then the receiver's. Groups see private addresses of their own interface: what
-    the first packet is from, and what answers are from, is never translated yet."""
-    original, reply = flow.original, flow.reply
-    yield _Side(
-        original.source,
-        _packet(flow, original.destination, original.destination_port),
-        True,
-        flow.mark >> EGRESS_SHIFT,
+def _sides(flow: Flow) -> tuple[_Side, _Side]:
+    """The sender's, then the receiver's."""
+    return (
+        _Side(flow.original.source, True, flow.mark >> EGRESS_SHIFT),
+        _Side(flow.reply.source, False, flow.mark & HALF),
     )
-    yield _Side(
-        reply.source, _packet(flow, reply.source, reply.source_port), False, flow.mark & HALF
-    )
+
+
+def _packet_at(flow: Flow, side: _Side) -> Packet:
+    """The first of the flow, as it is at that interface."""
+    if side.is_egress:
+        return _packet(flow, flow.original.destination, flow.original.destination_port)
+    return _packet(flow, flow.reply.source, flow.reply.source_port)
 
 
 def _packet(flow: Flow, destination: str, destination_port: int | None) -> Packet:

@@ -18,12 +18,16 @@ from scripts.benchmarks.launch import launch, rate
 from scripts.benchmarks.memory import memory
 from scripts.benchmarks.network import network
 from scripts.benchmarks.pull import pull
+from scripts.benchmarks.revocation import revocation
 from scripts.benchmarks.sets import sets
 from scripts.benchmarks.storage import storage
 from scripts.benchmarks.unpack import unpack
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("launch", "memory", "pull", "unpack", "rate", "storage", "sets", "net")
+PARTS = (
+    *("launch", "memory", "pull", "unpack", "rate", "storage"),
+    *("sets", "net", "revocation"),
+)
 
 
 def main() -> int:
@@ -72,6 +76,9 @@ def measure(chosen: tuple[str, ...], quick: bool) -> list[Section]:
             say("net")
             joins, count = (10, 50) if quick else (200, 1000)
             sections["net"] = trio.run(network, disk / "network", joins, count)
+        if "revocation" in chosen:
+            say("revocation")
+            sections["revocation"] = revocation(disk / "revocation", quick)
     return [sections[part] for part in PARTS if part in sections]
 
 

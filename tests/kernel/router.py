@@ -96,12 +96,14 @@ def routed(lock_file: Path, backend: Backend) -> Iterator[Place]:
         router, a, b = (stack.enter_context(KernelThread(name)) for name in ("router", "a", "b"))
         for thread in (router, a, b):
             thread.call(native.unshare, native.CLONE_NEWNET)
+        place = Place(router, a, b, Iptables(backend, str(lock_file)))
+        place.allow()  # connection tracking has no settings before a rule asks for it
         router.call(set_up_router)
         for number, (thread, link, address) in enumerate(((a, "fga", A), (b, "fgb", B))):
             with os.fdopen(thread.call(own_namespace), "rb") as namespace:
                 router.call(join, namespace.fileno(), link, number, address)
             thread.call(set_up_task, number, address)
-        yield Place(router, a, b, Iptables(backend, str(lock_file)))
+        yield place
 
 
 def own_namespace() -> int:
@@ -112,7 +114,9 @@ def set_up_router() -> None:
     with Netlink() as netlink:
         netlink.set_loopback_up()
     for name, value in SYSCTLS.items():
-        Path("/proc/sys", name).write_text(value)
+        path = Path("/proc/sys", name)
+        if not name.endswith("timestamp") or path.exists():  # not every kernel has it
+            path.write_text(value)
 
 
 def mac(number: int, end: int) -> str:

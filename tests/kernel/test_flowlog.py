@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from sandbox.network.flowlog import (
     DROP_EGRESS,
     DROP_INGRESS,
     REJECTS_BURST,
-    Aggregator,
     FlowRecord,
     drop_chains,
 )
@@ -29,8 +27,6 @@ pytestmark = pytest.mark.guest
 GROUP = 9
 TCP_80: Rule = ("-p", "tcp", "--dport", "80")
 UDP_53: Rule = ("-p", "udp", "--dport", "53")
-NOT_99: Rule = ("!", "-p", "99")
-ACCOUNT = "123456789012"
 
 
 @pytest.fixture
@@ -51,9 +47,8 @@ def place(tmp_path: Path, iptables: Iptables) -> Iterator[Place]:
 
 @pytest.fixture
 def log(place: Place, tmp_path: Path) -> Iterator[FlowLog]:
-    aggregator = Aggregator(ACCOUNT, vpc(), time.time())
     writer = FlowLogWriter(tmp_path / "flows")
-    with FlowLog.opened(place.router, aggregator, writer, log_group=GROUP) as opened:
+    with FlowLog.opened(place.router, "123456789012", vpc(), writer, log_group=GROUP) as opened:
         yield opened
 
 

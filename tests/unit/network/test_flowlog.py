@@ -166,7 +166,7 @@ def test_each_interval_has_what_passed_in_it(aggregator: Aggregator) -> None:
     assert of("eni-a", second) == [f"eni-a {A} {B} 40000 80 6 7 820 {T0 + 60} {T0 + 120} ACCEPT OK"]
     third = lines(aggregator, flow(there=(10, 1000), back=(2, 120)), now=T0 + 180)
     assert third == [f"eni-{x} - - - - - - - {T0 + 120} {T0 + 180} - NODATA" for x in "ab"]
-    aggregator.ended(flow(there=(11, 1100), back=(3, 180), stopped=T0 + 200))
+    aggregator.ended(flow(there=(11, 1100), back=(3, 180), stopped=T0 + 200), T0 + 59)
     assert of("eni-b", lines(aggregator, now=T0 + 240)) == [
         f"eni-b {A} {B} 40000 80 6 1 100 {T0 + 180} {T0 + 200} ACCEPT OK",
         f"eni-b {B} {A} 80 40000 6 1 60 {T0 + 180} {T0 + 200} ACCEPT OK",
@@ -176,8 +176,8 @@ def test_each_interval_has_what_passed_in_it(aggregator: Aggregator) -> None:
 def test_connections_with_the_same_ends_in_one_interval_are_one_record(
     aggregator: Aggregator,
 ) -> None:
-    aggregator.ended(flow(stopped=T0 + 5))
-    aggregator.ended(flow(started=T0 + 6, stopped=T0 + 9, id=2))
+    aggregator.ended(flow(stopped=T0 + 5), T0 + 59)
+    aggregator.ended(flow(started=T0 + 6, stopped=T0 + 9, id=2), T0 + 59)
     found = lines(aggregator, flow(there=(1, 60), back=(0, 0), started=T0 + 10, id=3))
     assert of("eni-a", found) == [
         f"eni-a {A} {B} 40000 80 6 7 420 {T0 + 1} {T0 + 60} ACCEPT OK",
@@ -196,7 +196,7 @@ def test_an_id_that_two_connections_have_is_no_baseline_for_the_other(
 def test_a_connection_that_is_being_deleted_is_counted_by_its_event_alone(
     aggregator: Aggregator,
 ) -> None:
-    aggregator.ended(flow(stopped=T0 + 5))
+    aggregator.ended(flow(stopped=T0 + 5), T0 + 59)
     found = lines(aggregator, flow(status=IPS_DYING))
     assert [line.split()[6] for line in of("eni-a", found)] == ["3", "2"]
     assert of("eni-a", lines(aggregator, now=T0 + 120)) == [
@@ -233,7 +233,7 @@ def test_a_nat_gateway_has_both_sides_at_its_interface() -> None:
     "address", ["169.254.169.253", "169.254.170.2", "169.254.169.254", "10.0.0.2", "10.0.0.1"]
 )
 def test_the_platforms_own_services_are_not_recorded(aggregator: Aggregator, address: str) -> None:
-    aggregator.ended(flow(A, address, stopped=T0 + 5))
+    aggregator.ended(flow(A, address, stopped=T0 + 5), T0 + 59)
     aggregator.refused(logged(f"{DROP_EGRESS} new", A, address), T0 + 5)
     found = lines(aggregator, flow(A, address, id=2))
     assert {line.split()[-1] for line in found} == {"NODATA"}
@@ -308,17 +308,26 @@ def test_lost_events_are_told_beside_what_is_known(aggregator: Aggregator) -> No
     assert statuses(found) == {(f"eni-{x}", status) for x in "ab" for status in ("OK", "SKIPDATA")}
 
 
-def test_of_a_connection_from_before_the_agent_only_what_passes_later_is_recorded(
-    aggregator: Aggregator,
-) -> None:
+def test_of_a_connection_from_before_the_agent_only_what_passes_later_is_recorded() -> None:
     old = flow(started=T0 - 100, there=(500, 50_000))
+    aggregator = Aggregator(ACCOUNT, place(), T0, [old])
     later = replace(old, original_counters=Counters(501, 50_060))
-    assert statuses(lines(aggregator, old)) == {
-        ("eni-a", "SKIPDATA"),
-        ("eni-b", "SKIPDATA"),
+    found = lines(aggregator, later)
+    assert of("eni-a", found) == [
+        f"eni-a {A} {B} 40000 80 6 1 60 {T0} {T0 + 60} ACCEPT OK",
+        f"eni-a - - - - - - - {T0} {T0 + 60} - SKIPDATA",
+    ]
+    assert statuses(lines(aggregator, later, now=T0 + 120)) == {
+        *[("eni-a", "NODATA"), ("eni-b", "NODATA")]
     }
-    found = lines(aggregator, later, now=T0 + 120)
-    assert of("eni-a", found) == [f"eni-a {A} {B} 40000 80 6 1 60 {T0 + 60} {T0 + 120} ACCEPT OK"]
+
+
+def test_without_time_stamps_a_record_is_of_the_whole_interval(aggregator: Aggregator) -> None:
+    timeless = replace(flow(back=(0, 0)), started_at_ns=None)
+    aggregator.ended(timeless, T0 + 30)
+    assert of("eni-a", lines(aggregator)) == [
+        f"eni-a {A} {B} 40000 80 6 3 180 {T0} {T0 + 30} ACCEPT OK"
+    ]
 
 
 def test_a_connection_that_vanishes_without_an_event_is_told_one_interval_later(
@@ -336,7 +345,7 @@ def test_an_event_that_comes_after_the_table_was_read_is_not_too_late(
 ) -> None:
     lines(aggregator, flow())
     lines(aggregator, now=T0 + 120)
-    aggregator.ended(flow(there=(4, 240), stopped=T0 + 119))
+    aggregator.ended(flow(there=(4, 240), stopped=T0 + 119), T0 + 59)
     found = lines(aggregator, now=T0 + 180)
     assert statuses(found) == {("eni-a", "OK"), ("eni-b", "OK")}
     assert all(int(line.split()[8]) <= int(line.split()[9]) for line in found)
@@ -359,6 +368,9 @@ def test_beyond_the_bounds_records_are_skipped_and_memory_is_not(
     assert sum(" REJECT " in line for line in found) == 1
     assert statuses(found) >= {("eni-a", "SKIPDATA"), ("eni-b", "SKIPDATA")}
     assert sum(" ACCEPT " in line for line in found) == 4
+    # What was not remembered is not taken for something new.
+    more = lines(aggregator, flow(B, A, there=(9, 900), id=2), now=T0 + 120)
+    assert statuses(more) == {("eni-a", "SKIPDATA"), ("eni-b", "SKIPDATA")}
 
 
 # Interfaces -------------------------------------------------------------------------------------
@@ -367,7 +379,7 @@ def test_beyond_the_bounds_records_are_skipped_and_memory_is_not(
 def test_the_last_flows_of_an_interface_are_recorded_after_it_has_gone(
     aggregator: Aggregator,
 ) -> None:
-    aggregator.ended(flow(stopped=T0 + 5))
+    aggregator.ended(flow(stopped=T0 + 5), T0 + 59)
     aggregator.change(place(without_b=True))
     found = lines(aggregator)
     assert {line.split()[0] for line in found} == {"eni-a", "eni-b"}
@@ -402,7 +414,9 @@ def test_all_that_a_connection_counted_is_recorded_once(
         there, back = there + sent, back + answered
         now += 60
         found += aggregator.close([flow(there=(there, 10 * there), back=(back, 10 * back))], now)
-    aggregator.ended(flow(there=(there + 1, 10 * there + 10), back=(back, 10 * back), stopped=now))
+    aggregator.ended(
+        flow(there=(there + 1, 10 * there + 10), back=(back, 10 * back), stopped=now), T0 + 59
+    )
     found += aggregator.close([], now + 60)
     for name in ("eni-a", "eni-b"):
         for source, count in ((A, there + 1), (B, back)):
