@@ -282,10 +282,12 @@ def test_an_answer_that_an_acl_refuses_is_rejected_and_not_accepted(aggregator: 
 def test_an_answer_that_is_refused_at_its_destination_had_left(aggregator: Aggregator) -> None:
     refused = LoggedPacket(f"{DROP_INGRESS} established", B, A, 6, 80, 40000, 60, None)
     aggregator.refused(refused, T0 + 5)
-    found = lines(aggregator, flow(back=(2, 120)))
+    found = lines(aggregator, flow(back=(3, 1060)))
     answers = [line.split() for line in found if line.split()[1] == B]
-    assert [(each[0], each[6], each[10]) for each in answers] == [
-        *[("eni-a", "1", "ACCEPT"), ("eni-b", "2", "ACCEPT"), ("eni-a", "1", "REJECT")]
+    assert [(each[0], *each[6:8], each[10]) for each in answers] == [
+        ("eni-a", "2", "1000", "ACCEPT"),
+        ("eni-b", "3", "1060", "ACCEPT"),
+        ("eni-a", "1", "60", "REJECT"),
     ]
 
 

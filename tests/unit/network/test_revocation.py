@@ -18,6 +18,7 @@ from sandbox.network.verdict import Packet, Policy
 from tests.networks import (
     EVERYWHERE,
     OPEN_ACL,
+    OPEN_GROUP,
     OUTSIDE,
     acl,
     egress,
@@ -273,6 +274,19 @@ def test_a_flow_that_lost_its_way_or_its_public_address_is_cut_in_either_mode(
         assert is_cut(before, after, one, mode)
     assert not is_cut(before, after, flow(A, B, groups=(1, 2)), mode)
     assert scope(before, after).everything
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_public_address_that_is_anothers_takes_no_flow_with_it(mode: Revocation) -> None:
+    open_a, open_b = (group(f"sg-{x}", *OPEN_GROUP, index=n) for n, x in enumerate("ab", start=1))
+    before = place(open_a, open_b)
+    enis = (
+        interface("eni-a", "subnet-a", A, "sg-a", public_ip=PUBLIC_B),
+        interface("eni-b", "subnet-b", B, "sg-b", public_ip=PUBLIC_A),
+    )
+    coming = flow(OUTSIDE, PUBLIC_A, groups=(0, 1), destination_here=A)
+    assert not is_cut(before, before, coming, mode)
+    assert is_cut(before, place(open_a, open_b, *enis), coming, mode)
 
 
 @pytest.mark.parametrize("mode", MODES)
