@@ -26,9 +26,19 @@ from pathlib import Path
 import trio
 
 from sandbox.errors import KernelError, SandboxError
-from sandbox.kernel import cgroups, filesystems, idranges, mounts, native, oom, slots
+from sandbox.kernel import (
+    cgroups,
+    filesystems,
+    idranges,
+    mounts,
+    native,
+    oom,
+    packetlog,
+    slots,
+)
 from sandbox.kernel.cgroups import hierarchies
 from sandbox.kernel.cgroups.devices import device_program
+from sandbox.kernel.netfilter import Iptables
 from sandbox.kernel.thread import KernelThread
 
 OLDEST_KERNEL = (6, 1)
@@ -396,6 +406,24 @@ def _tools(report: Report) -> None:
             report.active(name, path)
         else:
             report.degraded(name, "not installed: no security groups", f"install {name}")
+    if shutil.which("iptables-restore"):
+        _packet_log(report)
+
+
+def _packet_log(report: Report) -> None:
+    """A packet that a rule logs has to arrive."""
+    name, mend = "NFLOG", "load the modules xt_NFLOG and nfnetlink_log"
+    why = "flow logs have no REJECT: refused packets are only counted"
+    with tempfile.TemporaryDirectory(prefix="sandbox-probe-") as scratch:
+        try:
+            iptables = Iptables.detect(str(Path(scratch, "lock")))
+        except KernelError as error:
+            report.degraded(name, f"{error}; {why}", mend)
+            return
+        if packetlog.works(iptables):
+            report.active(name, f"iptables of backend {iptables.backend}")
+        else:
+            report.degraded(name, why, mend)
 
 
 # Small -------------------------------------------------------------------------------------

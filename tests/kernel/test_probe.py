@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.kernel import mounts, probe
+from sandbox.kernel import mounts, packetlog, probe
 from sandbox.kernel.cgroups import hierarchies
+from sandbox.kernel.netfilter import BACKENDS
 from sandbox.kernel.probe import Finding, State
 
 pytestmark = pytest.mark.guest
@@ -62,3 +63,18 @@ def test_layers_by_name_are_no_lack(findings: dict[str, Finding]) -> None:
 def test_it_leaves_nothing_where_the_state_directory_will_be(tmp_path: Path) -> None:
     probe.probe(tmp_path / "not" / "yet")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_where_packets_can_be_logged_it_says_by_which_backend(findings: dict[str, Finding]) -> None:
+    assert findings["NFLOG"].state is State.ACTIVE
+    assert findings["NFLOG"].why.split()[-1] in BACKENDS
+
+
+def test_without_nflog_tasks_run_and_flow_logs_lack_what_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packetlog, "works", lambda iptables: False)
+    found = {f.name: f for f in probe.probe(tmp_path)}
+    assert found["NFLOG"].state is State.DEGRADED
+    assert "no REJECT" in found["NFLOG"].why
+    assert probe.can_run_tasks(list(found.values()))
