@@ -5,7 +5,7 @@ A record is one direction of a flow at one interface within an aggregation inter
 
     ACCEPT   the connection table, read at the end of an interval, and the connections that ended in
              it: packets and bytes as the kernel counts them, less what was counted before
-    REJECT   packets that a rule logged before it dropped them (`drop_chains`)
+    REJECT   packets that a rule logged before it dropped them (`drops`)
     NODATA   an interface without traffic in the interval
     SKIPDATA something about this interface was lost: events or logged packets nobody had room for,
              refusals beyond the rate that is logged, connections from before the agent began
@@ -34,9 +34,9 @@ from typing import Literal, NamedTuple, Self
 import msgspec
 
 from sandbox.kernel.flows import Counters, Flow
-from sandbox.kernel.netfilter import Chain, Rule
-from sandbox.kernel.packetlog import LoggedPacket, log_rule
-from sandbox.model.vpc import Network, Vpc, resolver_address, router_address
+from sandbox.kernel.packetlog import LoggedPacket
+from sandbox.model.vpc import Network, resolver_address, router_address
+from sandbox.network import drops
 from sandbox.network.rules import private_addresses
 
 VERSION = "2"
@@ -91,55 +91,6 @@ class FlowRecord(
             return msgspec.convert(members, cls, strict=False)
         except msgspec.ValidationError as error:
             raise ValueError(f"{error}: {line[:200]!r}") from error
-
-
-# Rules that log what they refuse ---------------------------------------------------------------
-
-DROP_EGRESS, DROP_INGRESS = "drop-egress", "drop-ingress"
-REJECTS_A_SECOND = 100
-REJECTS_BURST = 500
-"""Logged for each interface; of more than these only that there were more."""
-
-
-def log_group(vpc: Vpc) -> int:
-    return vpc.number & 0xFFFF
-
-
-def drop_chains(group: int | None) -> tuple[Chain, ...]:
-    """Chains to go to (`-g`) with what a group or an ACL refuses to send, and to deliver.
-
-    In the mangle table. None: the kernel cannot log; then packets are dropped just the same, and
-    only the counters of these chains tell how many.
-    """
-    return (*_drop_chains(DROP_EGRESS, "srcip", group), *_drop_chains(DROP_INGRESS, "dstip", group))
-
-
-def _drop_chains(name: str, mode: str, group: int | None) -> Iterator[Chain]:
-    drop: Rule = ("-j", "DROP")
-    if group is None:
-        yield Chain(name, (drop,))
-        return
-
-    def rate(which: str, packets: int, burst: int, table: str) -> Rule:
-        return (
-            *("-m", "hashlimit", f"--hashlimit-{which}", f"{packets}/sec"),
-            *("--hashlimit-burst", str(burst), "--hashlimit-mode", mode),
-            *("--hashlimit-name", table),
-        )
-
-    more = f"{name}-more"
-    established = ("-m", "conntrack", "--ctstate", "ESTABLISHED,RELATED")
-    new = ("-m", "conntrack", "!", "--ctstate", "ESTABLISHED,RELATED")
-    yield Chain(
-        name,
-        (
-            (*rate("above", REJECTS_A_SECOND, REJECTS_BURST, name), "-g", more),
-            log_rule(group, f"{name} new", *new),
-            log_rule(group, f"{name} established", *established),
-            drop,
-        ),
-    )
-    yield Chain(more, (log_rule(group, more, *rate("upto", 1, 1, more)), drop))
 
 
 # What happens between interfaces -----------------------------------------------------------------
@@ -291,26 +242,27 @@ class Aggregator:
             self._add(key, "ACCEPT", delta, self._start(flow), end)
 
     def refused(self, packet: LoggedPacket, now: float) -> None:
-        """A packet that one of `drop_chains` logged."""
-        chain, _, state = packet.prefix.partition(" ")
-        is_egress = chain.startswith(DROP_EGRESS)
+        """A packet that one of `drops.drop_chains` logged."""
+        refusal = drops.refusal(packet.prefix)
+        if refusal is None:
+            return
         sender = self._owners.by_address.get(packet.source)
         receiver = self._owners.by_address.get(packet.destination)
-        refusing = sender if is_egress else receiver
+        refusing = sender if refusal.is_egress else receiver
         if refusing is None or not self._owners.is_recorded(packet.source, packet.destination):
             return
-        if chain.endswith("-more"):
+        if refusal.stands_for_more:
             self._skipped.add(refusing)
             return
         at = packet.at_ns / SECOND_NS if packet.at_ns is not None else now
         one = Counters(1, packet.bytes)
         fields = packet[1:3] + packet[4:6] + packet[3:4]
         self._add(_Key(refusing, *fields), "REJECT", one, at, at)
-        if state == "established":
-            for name in (sender, receiver) if is_egress else (receiver,):
+        if refusal.is_established:
+            for name in (sender, receiver) if refusal.is_egress else (receiver,):
                 if name is not None:
                     self._take_off(_Key(name, *fields), one)
-        elif not is_egress and sender is not None:
+        elif not refusal.is_egress and sender is not None:
             self._add(_Key(sender, *fields), "ACCEPT", one, at, at)
 
     def close(self, flows: Iterable[Flow], now: float) -> Iterator[FlowRecord]:

@@ -11,13 +11,8 @@ import trio
 
 from sandbox.kernel import packetlog
 from sandbox.kernel.netfilter import Iptables, Rule
-from sandbox.network.flowlog import (
-    DROP_EGRESS,
-    DROP_INGRESS,
-    REJECTS_BURST,
-    FlowRecord,
-    drop_chains,
-)
+from sandbox.network.drops import DROP_EGRESS, DROP_INGRESS, REJECTS_BURST, drop_chains
+from sandbox.network.flowlog import FlowRecord
 from sandbox.network.flowlog_files import FlowLogReader, FlowLogWriter
 from sandbox.network.flowlog_receiver import FlowLog
 from tests.kernel.router import ENI_A, ENI_B, A, B, Place, routed, vpc

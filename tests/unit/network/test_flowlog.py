@@ -14,14 +14,8 @@ from sandbox.kernel.flows import Counters, Flow, FlowTuple
 from sandbox.kernel.packetlog import LoggedPacket
 from sandbox.model.vpc import Network
 from sandbox.network import flowlog
-from sandbox.network.flowlog import (
-    DROP_EGRESS,
-    DROP_INGRESS,
-    IPS_DYING,
-    Aggregator,
-    FlowRecord,
-    drop_chains,
-)
+from sandbox.network.drops import DROP_EGRESS, DROP_INGRESS, drop_chains
+from sandbox.network.flowlog import IPS_DYING, Aggregator, FlowRecord
 from tests.networks import OUTSIDE, group, interface, nat_gateway, network, subnet
 
 A, B, PUBLIC_A, PUBLIC_B = "10.0.0.4", "10.0.1.4", "198.18.0.4", "198.18.0.20"
@@ -394,6 +388,12 @@ def test_the_last_flows_of_an_interface_are_recorded_after_it_has_gone(
 def test_without_nflog_packets_are_dropped_all_the_same() -> None:
     chains = {chain.name: chain.rules for chain in drop_chains(None)}
     assert chains == {DROP_EGRESS: (("-j", "DROP"),), DROP_INGRESS: (("-j", "DROP"),)}
+
+
+def test_what_another_rule_logged_is_not_recorded(aggregator: Aggregator) -> None:
+    for prefix in ("", "drop-egress", "drop-egress NEW", "mine"):
+        aggregator.refused(logged(prefix), T0 + 5)
+    assert statuses(lines(aggregator)) == {("eni-a", "NODATA"), ("eni-b", "NODATA")}
 
 
 def test_every_chain_ends_with_a_drop() -> None:
