@@ -46,14 +46,16 @@ class Place:
         self,
         *ingress: Rule,
         egress: Sequence[Rule] = ((),),
+        acl: Sequence[Rule] = (),
         drops: Sequence[Chain] = (),
         drop_in: Rule = DROP,
         drop_out: Rule = DROP,
     ) -> None:
-        """Make these the rules of B's group, and of A's; a rule is what matches."""
+        """Make these the rules of B's group, and of A's; a rule is what matches. Those of `acl`
+        are whole, and come before all others."""
         invalid = ("-m", "conntrack", "--ctstate", "INVALID", "-j", "DROP")
         chains = (
-            Chain("FORWARD", (ACCEPT_ESTABLISHED, invalid, ("-j", "ge1"), drop_out), "DROP"),
+            Chain("FORWARD", (*acl, ACCEPT_ESTABLISHED, invalid, ("-j", "ge1"), drop_out), "DROP"),
             Chain(
                 "POSTROUTING", (ACCEPT_ESTABLISHED, ("-o", "fgb", "-j", "gi2"), drop_in), "ACCEPT"
             ),

@@ -134,6 +134,26 @@ async def test_what_is_refused_is_recorded_where_it_was(
     }
 
 
+async def test_an_answer_that_an_acl_refuses_is_no_accepted_one(
+    place: Place, log: FlowLog, reader: FlowLogReader
+) -> None:
+    with place.a.call(udp, A, 5000) as client, place.b.call(udp, B, 53) as server:
+        client.sendto(bytes(10), (B, 53))
+        server.settimeout(5)
+        server.recv(10)
+        acl = [("-s", B, "-g", DROP_EGRESS)]
+        place.allow(UDP_53, acl=acl, drops=drop_chains(GROUP))
+        for _ in range(3):
+            server.sendto(bytes(20), (A, 5000))
+        await trio.sleep(0.3)
+    await log.close_interval()
+    assert counted(reader.read()) == {
+        (ENI_A, A, 53, 17, 1, 38, "ACCEPT"),
+        (ENI_B, A, 53, 17, 1, 38, "ACCEPT"),
+        (ENI_B, B, 5000, 17, 3, 3 * 48, "REJECT"),
+    }
+
+
 async def test_a_flood_of_refusals_is_recorded_up_to_the_rate_and_then_told(
     place: Place, log: FlowLog, reader: FlowLogReader
 ) -> None:

@@ -92,6 +92,15 @@ def test_in_aws_a_tracked_connection_goes_on_and_an_untracked_one_ends(
         assert not hears(untracked[1], untracked[0])
 
 
+def test_an_acl_cuts_without_our_help_and_lets_go_again(place: Place, conntrack: Conntrack) -> None:
+    client, server = place.connected(80)
+    with client, server:
+        place.allow(TCP_80, acl=[("-s", B, "-j", "DROP")])
+        assert not hears(client, server)
+        place.allow(TCP_80)
+        assert hears(client, server)
+
+
 def echo_socket(address: str) -> socket.socket:
     opened = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 1)
     opened.bind((address, 0))
