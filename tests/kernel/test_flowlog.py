@@ -110,12 +110,13 @@ async def test_bytes_of_a_tcp_transfer_are_those_of_the_link(
             nursery.start_soon(trio.to_thread.run_sync, lambda: client.sendall(bytes(size)))
             await trio.to_thread.run_sync(server.recv, size, socket.MSG_WAITALL)
     await log.close_interval()
-    packets = place.router.call(link_counter, "fga") - before
+    on_the_link = place.router.call(link_counter, "fga") - before
     [sent] = [one for one in reader.read() if (one.interface_id, one.srcaddr) == (ENI_B, A)]
     assert sent.packets is not None
     assert sent.bytes is not None
     assert sent.bytes > size
-    assert packets == sent.bytes + 14 * sent.packets  # with their Ethernet headers
+    others = on_the_link - (sent.bytes + 14 * sent.packets)  # with their Ethernet headers
+    assert 0 <= others < 512, "the kernel's own, to find neighbours"
     assert (sent.dstport, sent.protocol, sent.action) == (80, 6, "ACCEPT")
 
 
