@@ -56,8 +56,8 @@ def _stat(pid: int) -> list[bytes] | None:
     with raising("read", path):
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return None
+        except (FileNotFoundError, ProcessLookupError):
+            return None  # the latter when it ends just now
         try:
             text = os.read(fd, 4096)
         except ProcessLookupError:
