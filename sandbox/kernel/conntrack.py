@@ -22,12 +22,12 @@ import errno
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from types import TracebackType
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple
 
 import trio
 
 from sandbox.errors import KernelError
+from sandbox.kernel.closing import Closing
 from sandbox.kernel.flows import (
     DELETE,
     NEW,
@@ -66,7 +66,7 @@ EVENTS_MAX = 512
 """Of one reading."""
 
 
-class Conntrack:
+class Conntrack(Closing):
     """The table of the network namespace that the calling thread is in now.
 
     Afterwards it may be used from any thread, by one at a time: as Nfnetlink. What is asked of the
@@ -141,17 +141,6 @@ class Conntrack:
                     raise KernelError("IPCTNL_MSG_CT_DELETE", f"of {address}", refusal.errno)
         return self._can_filter
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
 
 def _named(flow: Flow) -> str:
     return f"{flow.original.source} to {flow.original.destination}"
@@ -171,7 +160,7 @@ class Lost(NamedTuple):
     events: int
 
 
-class FlowEvents:
+class FlowEvents(Closing):
     """Connections that begin and end in the network namespace that the calling thread is in now.
 
     What nobody reads waits in the kernel, up to `buffer_bytes`; what comes then is lost, and
@@ -230,17 +219,6 @@ class FlowEvents:
         self._is_losing = False
         before, self._drops = self._drops, drops(self._socket)
         return Lost((self._drops - before) % (1 << 32))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def events_in(datagram: bytes) -> Iterator[FlowEvent]:

@@ -20,14 +20,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 
 from pyroute2 import IPSet
 from pyroute2.netlink.exceptions import NetlinkError
 
 from sandbox.errors import KernelError
 from sandbox.kernel import nfnetlink
+from sandbox.kernel.closing import Closing
 from sandbox.kernel.netfilter import Family
 from sandbox.kernel.nfnetlink import (
     BATCH_MAX,
@@ -204,7 +204,7 @@ def described(call: str, subject: str, number: int) -> KernelError:
 # Members ---------------------------------------------------------------------------------------
 
 
-class Membership:
+class Membership(Closing):
     """Changes of members in the network namespace that the calling thread is in now.
 
     Afterwards it may be used from any thread, and it never waits: as Nfnetlink.
@@ -238,17 +238,6 @@ class Membership:
     def close(self) -> None:
         self._netfilter.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
 
 def _first_of(refused: dict[int, Refusal], changes: Sequence[Change]) -> KernelError:
     place = min(refused)
@@ -261,7 +250,7 @@ def _first_of(refused: dict[int, Refusal], changes: Sequence[Change]) -> KernelE
 # Sets ------------------------------------------------------------------------------------------
 
 
-class AddressSets:
+class AddressSets(Closing):
     """An ipset socket of the namespace that this thread is in now; the thread's own, as Netlink."""
 
     def __init__(self) -> None:
@@ -341,17 +330,6 @@ class AddressSets:
                 return False
             raise
         return True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _members(answer: Any) -> Iterator[Member]:

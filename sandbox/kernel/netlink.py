@@ -26,13 +26,13 @@ from ipaddress import (
     IPv6Interface,
     IPv6Network,
 )
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from sandbox.errors import KernelError
+from sandbox.kernel.closing import Closing
 
 Address = IPv4Address | IPv6Address
 Interface = IPv4Interface | IPv6Interface
@@ -66,7 +66,7 @@ class VethEnd:
     mac: str
 
 
-class Netlink:
+class Netlink(Closing):
     """A route socket of the namespace that this thread is in now."""
 
     def __init__(self) -> None:
@@ -185,17 +185,6 @@ class Netlink:
 
     def close(self) -> None:
         self._route.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 @contextmanager

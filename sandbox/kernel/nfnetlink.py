@@ -19,10 +19,10 @@ import socket
 import struct
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from sandbox.errors import KernelError
+from sandbox.kernel.closing import Closing
 
 # linux/netlink.h, asm-generic/socket.h, linux/sock_diag.h
 NETLINK_NETFILTER = 12
@@ -182,7 +182,7 @@ def refusal(answer: Answer) -> Refusal | None:
 # The socket ------------------------------------------------------------------------------------
 
 
-class Nfnetlink:
+class Nfnetlink(Closing):
     """A socket of the network namespace that the calling thread is in now.
 
     It stays of that namespace and may be used from any thread, by one at a time (others wait).
@@ -280,17 +280,6 @@ class Nfnetlink:
             except KernelError as error:
                 if error.errno not in (errno.ENOBUFS, errno.EBADMSG):
                     return
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def open_socket() -> socket.socket:

@@ -17,13 +17,13 @@ import select
 import socket
 import struct
 from collections.abc import Iterator
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import trio
 
 from sandbox.errors import KernelError
 from sandbox.kernel import native
+from sandbox.kernel.closing import Closing
 from sandbox.kernel.netfilter import Chain, Iptables, Rule, RuleSet, Table
 from sandbox.kernel.netlink import Netlink
 from sandbox.kernel.nfnetlink import (
@@ -105,7 +105,7 @@ class LostPackets(NamedTuple):
     packets: int
 
 
-class PacketLog:
+class PacketLog(Closing):
     """What is logged to `group` in the network namespace that the calling thread is in now.
 
     KernelError with EPERM if another socket has the group already (as if we were not root), EINVAL
@@ -178,17 +178,6 @@ class PacketLog:
                     yield LostPackets((sequence - self._expected) % (1 << 32))
                 self._expected = (sequence + 1) % (1 << 32)
             yield packet
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def log_rule(group: int, prefix: str, *match: str) -> Rule:

@@ -31,10 +31,10 @@ from ipaddress import (
     IPv6Interface,
     IPv6Network,
 )
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from sandbox.errors import KernelError
+from sandbox.kernel.closing import Closing
 from sandbox.kernel.nfnetlink import (
     ATTRIBUTE,
     BATCH_MAX,
@@ -378,7 +378,7 @@ def _malformed(what: str) -> KernelError:
 # The socket ------------------------------------------------------------------------------------
 
 
-class Rtnetlink:
+class Rtnetlink(Closing):
     """A route socket of the network namespace that the calling thread is in now.
 
     It stays of that namespace, and holds it. Any thread may use it; two at once take turns.
@@ -464,17 +464,6 @@ class Rtnetlink:
                 raise KernelError("recv", "NETLINK_ROUTE", error.errno or errno.EIO) from error
             if port == 0:  # not of a process: whoever has CAP_NET_ADMIN here may send to a socket
                 return data
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _open() -> socket.socket:

@@ -24,12 +24,14 @@ from typing import Any, Self, TypeVar, TypeVarTuple
 import outcome
 import trio
 
+from sandbox.kernel.closing import Closing
+
 Result = TypeVar("Result")
 Args = TypeVarTuple("Args")
 Job = tuple[Callable[[], Any], Callable[[outcome.Outcome[Any]], None]]
 
 
-class KernelThread:
+class KernelThread(Closing):
     """Started when made; close it to end it. A daemon thread: it never holds up the exit."""
 
     def __init__(self, name: str) -> None:
@@ -90,17 +92,6 @@ class KernelThread:
             fn, deliver = job
             deliver(outcome.capture(fn))
             del job, fn, deliver  # or the last call's arguments would live until the next call
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     async def __aenter__(self) -> Self:
         return self
