@@ -45,6 +45,7 @@ from sandbox.kernel.flows import (
 from sandbox.kernel.nfnetlink import (
     BATCH_MAX,
     DATAGRAM_MAX_BYTES,
+    Message,
     Nfnetlink,
     answers,
     drops,
@@ -85,28 +86,15 @@ class Conntrack(Closing):
 
     def delete(self, flows: Iterable[Flow]) -> int:
         """How many of them there were. None of another connection, if they have ids."""
-        remaining = iter(flows)
-        deleted = 0
-        while several := list(islice(remaining, BATCH_MAX)):
-            refused = self._netfilter.send([delete_message(flow) for flow in several])
-            for place, refusal in refused.items():
-                if refusal.errno != errno.ENOENT:
-                    raise KernelError("IPCTNL_MSG_CT_DELETE", _named(several[place]), refusal.errno)
-            deleted += len(several) - len(refused)
-        return deleted
+        return self._change(
+            "IPCTNL_MSG_CT_DELETE", ((flow, delete_message(flow)) for flow in flows)
+        )
 
     def set_marks(self, marks: Iterable[tuple[Flow, int]]) -> int:
         """How many of them there were. One that began since with the same tuple is not told
         apart."""
-        remaining = iter(marks)
-        marked = 0
-        while several := list(islice(remaining, BATCH_MAX)):
-            refused = self._netfilter.send([set_mark_message(*each) for each in several])
-            for place, refusal in refused.items():
-                if refusal.errno != errno.ENOENT:
-                    raise KernelError("IPCTNL_MSG_CT_NEW", _named(several[place][0]), refusal.errno)
-            marked += len(several) - len(refused)
-        return marked
+        changes = ((flow, set_mark_message(flow, mark)) for flow, mark in marks)
+        return self._change("IPCTNL_MSG_CT_NEW", changes)
 
     def flush_mark(self, mark: int, mask: int) -> None:
         """Delete the connections whose mark is `mark` in the bits of `mask`, of which there is one
@@ -127,6 +115,18 @@ class Conntrack(Closing):
 
     def close(self) -> None:
         self._netfilter.close()
+
+    def _change(self, call: str, changes: Iterable[tuple[Flow, Message]]) -> int:
+        """How many there were: one that has ended is no error."""
+        remaining = iter(changes)
+        changed = 0
+        while several := list(islice(remaining, BATCH_MAX)):
+            refused = self._netfilter.send([message for _, message in several])
+            for place, refusal in refused.items():
+                if refusal.errno != errno.ENOENT:
+                    raise KernelError(call, _named(several[place][0]), refusal.errno)
+            changed += len(several) - len(refused)
+        return changed
 
     def _dump(self, mark: int, mask: int) -> list[bytes]:
         return self._netfilter.dump(get_message(mark, mask))
