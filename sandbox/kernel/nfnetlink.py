@@ -1,4 +1,5 @@
-"""The framing of messages to and from netfilter: what ipset and conntrack have in common.
+"""The framing of messages to and from netfilter: what ipset and conntrack have in common, and of
+it what route messages have too (`kernel.rtnetlink`).
 
 A message is a netlink header, a netfilter header (address family, version, resource) and
 attributes, each with a header of its own and padded to four bytes (netlink(7); linux/netlink.h,
@@ -26,6 +27,7 @@ from sandbox.kernel.closing import Closing
 
 # linux/netlink.h, asm-generic/socket.h, linux/sock_diag.h
 NETLINK_NETFILTER = 12
+PROTOCOLS = {socket.NETLINK_ROUTE: "NETLINK_ROUTE", NETLINK_NETFILTER: "NETLINK_NETFILTER"}
 SOL_NETLINK = 270
 NETLINK_ADD_MEMBERSHIP = 1
 NETLINK_CAP_ACK = 10
@@ -126,15 +128,15 @@ def batch(messages: Sequence[Message], first_sequence: int) -> bytes:
 # Reading messages ------------------------------------------------------------------------------
 
 
-def answers(datagram: bytes) -> Iterator[Answer]:
+def answers(datagram: bytes, protocol: int = NETLINK_NETFILTER) -> Iterator[Answer]:
     """KernelError (EBADMSG) at a message that is cut off or says an impossible length."""
     at, end = 0, len(datagram)
     while at < end:
         if end - at < HEADER.size:
-            raise malformed(f"{end - at} bytes after the last message")
+            raise malformed(f"{end - at} bytes after the last message", protocol)
         length, kind, flags, sequence, _ = HEADER.unpack_from(datagram, at)
         if length < HEADER.size or length > end - at:
-            raise malformed(f"message of {length} bytes in {end - at}")
+            raise malformed(f"message of {length} bytes in {end - at}", protocol)
         yield Answer(kind, flags, sequence, datagram[at + HEADER.size : at + length])
         at += (length + 3) & ~3
 
@@ -167,8 +169,8 @@ def number(attributes: Mapping[int, bytes], kind: int, size: int) -> int | None:
     return int.from_bytes(value, "big")
 
 
-def malformed(what: str) -> KernelError:
-    return KernelError("recv", f"NETLINK_NETFILTER ({what})", errno.EBADMSG)
+def malformed(what: str, protocol: int = NETLINK_NETFILTER) -> KernelError:
+    return KernelError("recv", f"{PROTOCOLS[protocol]} ({what})", errno.EBADMSG)
 
 
 def refusal(answer: Answer) -> Refusal | None:
@@ -182,18 +184,46 @@ def refusal(answer: Answer) -> Refusal | None:
 # The socket ------------------------------------------------------------------------------------
 
 
-class Nfnetlink(Closing):
-    """A socket of the network namespace that the calling thread is in now.
+class Requests(Closing):
+    """A socket for requests of the network namespace that the calling thread is in now.
 
     It stays of that namespace and may be used from any thread, by one at a time (others wait).
     Nothing blocks for anything but the kernel's own work.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, opened: socket.socket) -> None:
         self._lock = threading.Lock()
         self._next_sequence = 1
         self._buffer = bytearray(DATAGRAM_MAX_BYTES)
-        self._socket = open_socket()
+        self._socket = opened
+
+    def close(self) -> None:
+        """Idempotent. Not while another thread uses it."""
+        self._socket.close()
+
+    def _take_sequences(self, count: int) -> int:
+        """Never one of an earlier request, an answer to which may still be in the socket."""
+        if self._next_sequence + count > SEQUENCE_LIMIT:
+            self._next_sequence = 1
+        first = self._next_sequence
+        self._next_sequence += count
+        return first
+
+    def _outcomes(self, first: int, count: int) -> Iterator[tuple[int, Answer]]:
+        """What was said of the requests numbered from `first`, by place; the last one always is."""
+        last = first + count - 1
+        while True:
+            for answer in answers(receive(self._socket, self._buffer), self._socket.proto):
+                if not first <= answer.sequence <= last or answer.kind != NLMSG_ERROR:
+                    continue
+                yield answer.sequence - first, answer
+                if answer.sequence == last:
+                    return
+
+
+class Nfnetlink(Requests):
+    def __init__(self) -> None:
+        super().__init__(open_socket())
 
     def send(self, messages: Sequence[Message]) -> dict[int, Refusal]:
         """Have up to BATCH_MAX messages carried out, in one system call and in order.
@@ -229,29 +259,9 @@ class Nfnetlink(Closing):
                 self._drain()
                 raise
 
-    def close(self) -> None:
-        self._socket.close()
-
-    def _take_sequences(self, count: int) -> int:
-        """Never one of an earlier request, an answer to which may still be in the socket."""
-        if self._next_sequence + count > SEQUENCE_LIMIT:
-            self._next_sequence = 1
-        first = self._next_sequence
-        self._next_sequence += count
-        return first
-
     def _refusals(self, first: int, count: int) -> dict[int, Refusal]:
-        last = first + count - 1
-        found = {}
-        while True:
-            for answer in answers(receive(self._socket, self._buffer)):
-                if not first <= answer.sequence <= last or answer.kind != NLMSG_ERROR:
-                    continue
-                refused = refusal(answer)
-                if refused is not None:
-                    found[answer.sequence - first] = refused
-                if answer.sequence == last:
-                    return found
+        outcomes = self._outcomes(first, count)
+        return {place: refused for place, answer in outcomes if (refused := refusal(answer))}
 
     def _parts(self, sequence: int) -> list[bytes]:
         parts: list[bytes] = []
@@ -282,22 +292,25 @@ class Nfnetlink(Closing):
                     return
 
 
-def open_socket() -> socket.socket:
+def open_socket(
+    protocol: int = NETLINK_NETFILTER, options: Iterable[int] = (NETLINK_CAP_ACK,)
+) -> socket.socket:
     """Bound, not blocking, and without the request in the acknowledgements."""
     try:
         opened = socket.socket(
             socket.AF_NETLINK,
             socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
-            NETLINK_NETFILTER,
+            protocol,
         )
     except OSError as error:
-        raise KernelError("socket", "NETLINK_NETFILTER", error.errno or errno.EIO) from error
+        raise _failed("socket", protocol, error) from error
     try:
-        opened.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
+        for option in options:
+            opened.setsockopt(SOL_NETLINK, option, 1)
         opened.bind((0, 0))
     except OSError as error:
         opened.close()
-        raise KernelError("bind", "NETLINK_NETFILTER", error.errno or errno.EIO) from error
+        raise _failed("bind", protocol, error) from error
     return opened
 
 
@@ -306,7 +319,7 @@ def transmit(opened: socket.socket, datagram: bytes) -> None:
     try:
         opened.send(datagram)
     except OSError as error:
-        raise KernelError("send", "NETLINK_NETFILTER", error.errno or errno.EIO) from error
+        raise _failed("send", opened.proto, error) from error
 
 
 def receive(opened: socket.socket, buffer: bytearray) -> bytes:
@@ -317,12 +330,16 @@ def receive(opened: socket.socket, buffer: bytearray) -> bytes:
             # With MSG_TRUNC the length is that of the datagram, however little of it was copied.
             size, (port, _) = opened.recvfrom_into(buffer, 0, socket.MSG_TRUNC)
         except OSError as error:
-            raise KernelError("recv", "NETLINK_NETFILTER", error.errno or errno.EIO) from error
+            raise _failed("recv", opened.proto, error) from error
         if port != 0:
             continue  # of a process: whoever has CAP_NET_ADMIN here may send to a socket
         if size > len(buffer):
-            raise malformed(f"datagram of {size} bytes")
+            raise malformed(f"datagram of {size} bytes", opened.proto)
         return bytes(memoryview(buffer)[:size])
+
+
+def _failed(call: str, protocol: int, error: OSError) -> KernelError:
+    return KernelError(call, PROTOCOLS[protocol], error.errno or errno.EIO)
 
 
 def subscribe(opened: socket.socket, groups: Iterable[int], buffer_bytes: int) -> None:
@@ -333,7 +350,7 @@ def subscribe(opened: socket.socket, groups: Iterable[int], buffer_bytes: int) -
         for group in groups:
             opened.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
     except OSError as error:
-        raise KernelError("setsockopt", "NETLINK_NETFILTER", error.errno or errno.EIO) from error
+        raise _failed("setsockopt", opened.proto, error) from error
 
 
 def drops(opened: socket.socket) -> int:

@@ -21,8 +21,7 @@ import errno
 import fcntl
 import socket
 import struct
-import threading
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Sequence
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -34,7 +33,7 @@ from ipaddress import (
 from typing import NamedTuple
 
 from sandbox.errors import KernelError
-from sandbox.kernel.closing import Closing
+from sandbox.kernel import nfnetlink
 from sandbox.kernel.nfnetlink import (
     ATTRIBUTE,
     BATCH_MAX,
@@ -42,11 +41,6 @@ from sandbox.kernel.nfnetlink import (
     HEADER,
     NETLINK_CAP_ACK,
     NLA_TYPE_MASK,
-    NLM_F_ACK,
-    NLM_F_REQUEST,
-    NLMSG_ERROR,
-    SEQUENCE_LIMIT,
-    SOL_NETLINK,
     attribute,
     nested,
 )
@@ -128,8 +122,6 @@ NEW = NLM_F_CREATE | NLM_F_EXCL
 
 NAME_MAX_BYTES = 15
 """IFNAMSIZ less its NUL."""
-
-DATAGRAM_MAX_BYTES = 1 << 15
 
 
 class Message(NamedTuple):
@@ -309,16 +301,10 @@ def _family(ip: Address) -> int:
 
 
 def batch(messages: Sequence[Message], first_sequence: int) -> bytes:
-    """One datagram: the messages in order, numbered from `first_sequence`; the last one is
-    acknowledged."""
-    last = len(messages) - 1
-    parts = []
-    for place, message in enumerate(messages):
-        flags = message.flags | NLM_F_REQUEST | (NLM_F_ACK if place == last else 0)
-        length = HEADER.size + len(message.body)
-        parts.append(HEADER.pack(length, message.kind, flags, first_sequence + place, 0))
-        parts.append(message.body)
-    return b"".join(parts)
+    """As `nfnetlink.batch`."""
+    return nfnetlink.batch(
+        [nfnetlink.Message(each.kind, each.body, each.flags) for each in messages], first_sequence
+    )
 
 
 class Answer(NamedTuple):
@@ -329,29 +315,17 @@ class Answer(NamedTuple):
     """What the kernel says beside the number, or nothing."""
 
 
-def answers(datagram: bytes) -> Iterator[Answer]:
-    """All errors and acknowledgements. KernelError (EBADMSG) where bytes are missing."""
-    at, end = 0, len(datagram)
-    while at < end:
-        if end - at < HEADER.size:
-            raise _malformed(f"{end - at} bytes after the last message")
-        length, kind, flags, sequence, _ = HEADER.unpack_from(datagram, at)
-        if not HEADER.size <= length <= end - at:
-            raise _malformed(f"message of {length} bytes in {end - at}")
-        if kind == NLMSG_ERROR:
-            yield _answer(sequence, flags, datagram[at + HEADER.size : at + length])
-        at += (length + 3) & ~3
-
-
-def _answer(sequence: int, flags: int, body: bytes) -> Answer:
+def read(answer: nfnetlink.Answer) -> Answer:
+    """An error or an acknowledgement. KernelError (EBADMSG) where bytes are missing."""
+    body = answer.body
     if len(body) < ERROR.size + HEADER.size:
         raise _malformed(f"error of {len(body)} bytes")
     (code,) = ERROR.unpack_from(body)
     text = ""
-    if flags & NLM_F_ACK_TLVS:
-        echo = HEADER.size if flags & NLM_F_CAPPED else _echo_size(body)
+    if answer.flags & NLM_F_ACK_TLVS:
+        echo = HEADER.size if answer.flags & NLM_F_CAPPED else _echo_size(body)
         text = _explanation(body[ERROR.size + echo :])
-    return Answer(sequence, -code, text)
+    return Answer(answer.sequence, -code, text)
 
 
 def _echo_size(body: bytes) -> int:
@@ -372,22 +346,19 @@ def _explanation(data: bytes) -> str:
 
 
 def _malformed(what: str) -> KernelError:
-    return KernelError("recv", f"NETLINK_ROUTE ({what})", errno.EBADMSG)
+    return nfnetlink.malformed(what, socket.NETLINK_ROUTE)
 
 
 # The socket ------------------------------------------------------------------------------------
 
 
-class Rtnetlink(Closing):
-    """A route socket of the network namespace that the calling thread is in now.
-
-    It stays of that namespace, and holds it. Any thread may use it; two at once take turns.
-    """
+class Rtnetlink(nfnetlink.Requests):
+    """A route socket; it holds its namespace. Answers are without the request, with the kernel's
+    words."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._next_sequence = 1
-        self._socket = _open()
+        options = (NETLINK_CAP_ACK, NETLINK_EXT_ACK)
+        super().__init__(nfnetlink.open_socket(socket.NETLINK_ROUTE, options))
 
     def send(self, messages: Sequence[Message], *, allowing: Container[int] = ()) -> None:
         """Have up to BATCH_MAX messages carried out, in one system call and in order.
@@ -423,64 +394,10 @@ class Rtnetlink(Closing):
         found: int = IFREQ.unpack(answer)[1]
         return found
 
-    def close(self) -> None:
-        """Idempotent. Not while another thread sends."""
-        self._socket.close()
-
     def _exchange(self, messages: Sequence[Message]) -> dict[int, Answer]:
+        """Refusals by place in the batch. All there will be is there: EAGAIN is an error."""
         first = self._take_sequences(len(messages))
-        try:
-            self._socket.send(batch(messages, first))
-        except OSError as error:
-            raise KernelError("send", "NETLINK_ROUTE", error.errno or errno.EIO) from error
-        return self._refusals(first, len(messages))
-
-    def _take_sequences(self, count: int) -> int:
-        """Never one of an earlier request, an answer to which may still be in the socket."""
-        if self._next_sequence + count > SEQUENCE_LIMIT:
-            self._next_sequence = 1
-        first = self._next_sequence
-        self._next_sequence += count
-        return first
-
-    def _refusals(self, first: int, count: int) -> dict[int, Answer]:
-        """By place in the batch."""
-        found = {}
-        while True:
-            for answer in answers(self._receive()):
-                if not first <= answer.sequence < first + count:
-                    continue
-                if answer.errno:
-                    found[answer.sequence - first] = answer
-                if answer.sequence == first + count - 1:
-                    return found
-
-    def _receive(self) -> bytes:
-        """The next datagram of the kernel; all there will be is there, so EAGAIN is an error."""
-        while True:
-            try:
-                data, (port, _) = self._socket.recvfrom(DATAGRAM_MAX_BYTES)
-            except OSError as error:
-                raise KernelError("recv", "NETLINK_ROUTE", error.errno or errno.EIO) from error
-            if port == 0:  # not of a process: whoever has CAP_NET_ADMIN here may send to a socket
-                return data
-
-
-def _open() -> socket.socket:
-    """Bound, not blocking; answers without the request, with the kernel's words."""
-    try:
-        opened = socket.socket(
-            socket.AF_NETLINK,
-            socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
-            socket.NETLINK_ROUTE,
-        )
-    except OSError as error:
-        raise KernelError("socket", "NETLINK_ROUTE", error.errno or errno.EIO) from error
-    try:
-        opened.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
-        opened.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
-        opened.bind((0, 0))
-    except OSError as error:
-        opened.close()
-        raise KernelError("bind", "NETLINK_ROUTE", error.errno or errno.EIO) from error
-    return opened
+        nfnetlink.transmit(self._socket, batch(messages, first))
+        outcomes = self._outcomes(first, len(messages))
+        said = ((place, read(answer)) for place, answer in outcomes)
+        return {place: answer for place, answer in said if answer.errno}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 import struct
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
@@ -108,6 +109,14 @@ def test_only_the_last_message_of_a_batch_is_acknowledged() -> None:
     assert [m["header"]["flags"] & nfnetlink.NLM_F_ACK for m in read_back] == [0, 0, 4]
 
 
+def answers(datagram: bytes) -> list[rtnetlink.Answer]:
+    return [
+        rtnetlink.read(answer)
+        for answer in nfnetlink.answers(datagram, socket.NETLINK_ROUTE)
+        if answer.kind == nfnetlink.NLMSG_ERROR
+    ]
+
+
 def refused(sequence: int, code: int, text: bytes) -> bytes:
     body = struct.pack("=i", -code) + nfnetlink.HEADER.pack(20, 24, 5, sequence, 0)
     body += nfnetlink.attribute(rtnetlink.NLMSGERR_ATTR_MSG, text)
@@ -116,7 +125,7 @@ def refused(sequence: int, code: int, text: bytes) -> bytes:
 
 
 def test_a_refusal_has_the_kernels_own_words() -> None:
-    [answer] = rtnetlink.answers(refused(3, errno.ENETUNREACH, b"Nexthop has invalid gateway\0"))
+    [answer] = answers(refused(3, errno.ENETUNREACH, b"Nexthop has invalid gateway\0"))
     assert answer == (3, errno.ENETUNREACH, "Nexthop has invalid gateway")
 
 
@@ -125,6 +134,6 @@ def test_any_bytes_are_answers_or_a_kernel_error(noise: bytes, at: int, other: b
     good = refused(1, 1, b"no")
     for data in (noise, good[:at] + other + good[at + len(other) :], good[:at]):
         try:
-            list(rtnetlink.answers(data))
+            answers(data)
         except KernelError as error:
             assert error.errno == errno.EBADMSG
