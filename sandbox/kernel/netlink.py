@@ -18,14 +18,6 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import (
-    IPv4Address,
-    IPv4Interface,
-    IPv4Network,
-    IPv6Address,
-    IPv6Interface,
-    IPv6Network,
-)
 from typing import Any
 
 from pyroute2 import IPRoute
@@ -33,20 +25,20 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from sandbox.errors import KernelError
 from sandbox.kernel.closing import Closing
+from sandbox.kernel.rtnetlink import (
+    IFA_F_NODAD,
+    IFA_F_NOPREFIXROUTE,
+    IFF_UP,
+    RT_SCOPE_LINK,
+    Address,
+    Interface,
+    Network,
+)
+from sandbox.kernel.rtnetlink import LOOPBACK_INDEX as LOOPBACK_INDEX
+from sandbox.kernel.rtnetlink import VethEnd as VethEnd
 
-Address = IPv4Address | IPv6Address
-Interface = IPv4Interface | IPv6Interface
-Network = IPv4Network | IPv6Network
-
-LOOPBACK_INDEX = 1
 SEGMENT_MAX_BYTES = 1 << 16
 """What the kernel hands a link at once (gso_max_size)."""
-
-# linux/if_link.h, linux/if_addr.h, linux/rtnetlink.h
-IFF_UP = 0x1
-IFA_F_NODAD = 0x02
-IFA_F_NOPREFIXROUTE = 0x200
-RT_SCOPE_LINK = 253
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,12 +50,6 @@ class Link:
     mac: str
     mtu: int
     is_up: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VethEnd:
-    name: str
-    mac: str
 
 
 class Netlink(Closing):
